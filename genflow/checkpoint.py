@@ -1,0 +1,91 @@
+"""Self-describing checkpoints: a spec, weights and a version; read by torch alone, no pickle runs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from genflow.specs import build, spec
+from genflow.version import __version__
+
+MODEL_PREFIX = "model."
+"""Lightning's file names the weights of ``Training.model`` with this prefix."""
+
+
+def save(model: nn.Module, path: str | os.PathLike) -> None:
+    """Write a model to one file that :func:`load` reads back with torch alone.
+
+    Args:
+        model: any model made of genflow parts, ``torch.nn`` modules and own modules that keep
+            their constructor arguments under their own names.
+        path: the file to write; its folder is created.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"spec": spec(model), "state_dict": model.state_dict(), "genflow": __version__}
+    partial = path.with_name(path.name + ".partial")  # a killed save must not leave half a file
+    torch.save(content, partial)
+    os.replace(partial, path)
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    trust: Iterable[str] = (),
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Rebuild a model from a file of :func:`save` or of a training run.
+
+    Args:
+        path: ``*.ckpt`` of a run, or what :func:`save` wrote.
+        trust: further prefixes of classes that may be built, such as ``["mypkg."]``.
+        device: where the model goes.
+
+    Returns:
+        The model in eval mode, in the dtype it was saved in; the averaged weights if it was
+        trained with EMA.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no genflow checkpoint or asks for an untrusted class.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint at '{path}'")
+    content = _read(path)
+    model = build(content["spec"], trust)
+    state = _model_state(content)
+    floating = next((v.dtype for v in state.values() if v.is_floating_point()), None)
+    if floating is not None:
+        model.to(floating)
+    model.load_state_dict(state)
+    return model.to(device).eval()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"'{path}' is no genflow checkpoint: it is damaged or holds pickled objects, which "
+            "are never run"
+        ) from error
+    if not isinstance(content, dict) or not {"spec", "state_dict"} <= content.keys():
+        raise ValueError(
+            f"'{path}' is no genflow checkpoint: it has no 'spec' and 'state_dict'; write one "
+            "with genflow.save(model, path)"
+        )
+    return content
+
+
+def _model_state(content: dict[str, Any]) -> dict[str, torch.Tensor]:
+    state = content["state_dict"]
+    if "pytorch-lightning_version" not in content:
+        return state
+    return {k[len(MODEL_PREFIX) :]: v for k, v in state.items() if k.startswith(MODEL_PREFIX)}

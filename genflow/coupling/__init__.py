@@ -1,0 +1,13 @@
+"""Couplings: which rows of the marginals form a path, and with which weight."""
+
+from genflow.coupling.base import Coupling, Plan, effective_sample_size
+from genflow.coupling.cost import Cost
+from genflow.coupling.exact import ExactOT
+from genflow.coupling.gibbs import Gibbs
+from genflow.coupling.independent import Independent
+from genflow.coupling.sinkhorn import Sinkhorn
+
+__all__ = [
+    "Cost", "Coupling", "ExactOT", "Gibbs", "Independent", "Plan", "Sinkhorn",
+    "effective_sample_size",
+]  # fmt: skip

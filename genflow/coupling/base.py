@@ -1,0 +1,90 @@
+"""Couplings: which rows of the marginals form a path, and with which weight.
+
+A coupling returns **indices**, so that labels and conditions follow them, and weights of mean one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genflow.tensors import draw_device, randperm
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Coupled rows.
+
+    Attributes:
+        indices: one ``(B,)`` tensor of row numbers for each marginal.
+        weight: ``(B,)``, of mean one.
+    """
+
+    indices: tuple[Tensor, ...]
+    weight: Tensor
+
+
+class Coupling(ABC):
+    """A way to couple batches. Batches may have unequal sizes."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        *xs: Tensor,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Plan:
+        """Couple ``xs``, each ``(B_k, *d)``; the plan has as many rows as the largest of them.
+
+        Args:
+            xs: the marginals' batches.
+            cond: conditions of the last marginal's rows, for couplings that heed them.
+            generator: where random choices are drawn from.
+
+        Raises:
+            TypeError, ValueError: if a batch is empty or the batches do not fit together.
+        """
+
+
+def pair_rows(*xs: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+    """Rows as they come; a smaller batch is repeated in random order, each row equally often."""
+    size = max(len(x) for x in xs)
+    indices = []
+    for x in xs:
+        if len(x) == size:
+            rows = torch.arange(size, device=x.device)
+        else:
+            repeats = -(-size // len(x))
+            rows = torch.cat([randperm(len(x), x.device, generator) for _ in range(repeats)])[:size]
+        indices.append(rows)
+    return tuple(indices)
+
+
+def sample_plan(plan: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Draw pairs from a transport plan ``(n, m)`` with uniform marginals, ``max(n, m)`` of them.
+
+    Every row of the larger side occurs exactly once and draws its partner from the plan: drawing
+    all pairs with replacement would drop a third of the points of a batch.
+    """
+    n, m = plan.shape
+    if m > n:
+        j, i = sample_plan(plan.mT, generator)
+        return i, j
+    where = draw_device(generator, plan.device)
+    partner = torch.multinomial(plan.to(where), 1, generator=generator).squeeze(1)
+    return torch.arange(n, device=plan.device), partner.to(plan.device)
+
+
+def two_marginals(coupling: object, xs: tuple[Tensor, ...]) -> None:
+    """Refuse more than two marginals where a plan between two is meant."""
+    if len(xs) != 2:
+        raise ValueError(f"{type(coupling).__name__} couples two marginals, got {len(xs)}")
+
+
+def effective_sample_size(weight: Tensor) -> Tensor:
+    r"""Kish's effective sample size as a fraction, :math:`(\sum w)^2 / (n\sum w^2)`, in (0, 1]."""
+    weight = weight.double()
+    return weight.sum() ** 2 / (len(weight) * (weight**2).sum())

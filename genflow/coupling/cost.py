@@ -1,0 +1,45 @@
+"""Costs between points, by row and by pair. Pairwise costs are float64: exact plans need it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from genflow.tensors import sum_event
+
+Cost = str | Callable[[Tensor, Tensor], Tensor]
+"""``"sqeuclidean"``, ``"euclidean"``, or a function ``(x (B, *d), y (B, *d)) -> (B,)``."""
+
+NAMES = ("sqeuclidean", "euclidean")
+
+
+def check_cost(owner: object, cost: Cost) -> None:
+    """Refuse a cost that is neither a known name nor a function."""
+    if not callable(cost) and cost not in NAMES:
+        raise ValueError(
+            f"{type(owner).__name__}(cost={cost!r}): cost must be one of {', '.join(NAMES)} or a "
+            "function (x (B, *d), y (B, *d)) -> (B,)"
+        )
+
+
+def row_cost(cost: Cost, x: Tensor, y: Tensor) -> Tensor:
+    """Cost of row ``i`` of ``x`` with row ``i`` of ``y``: ``(B,)``."""
+    if callable(cost):
+        return cost(x, y)
+    square = sum_event((x - y) ** 2)
+    return square if cost == "sqeuclidean" else square.sqrt()
+
+
+def pair_cost(cost: Cost, x: Tensor, y: Tensor) -> Tensor:
+    """Cost of every row of ``x (n, *d)`` with every row of ``y (m, *d)``: ``(n, m)`` in float64."""
+    if callable(cost):
+        rows, columns = x.repeat_interleave(len(y), 0), y.repeat(len(x), *[1] * (y.ndim - 1))
+        return cost(rows, columns).double().reshape(len(x), len(y))
+    x, y = x.flatten(1).double(), y.flatten(1).double()
+    centre = x.mean(0)  # keeps the products small where both clouds lie far from the origin
+    x, y = x - centre, y - centre
+    square = torch.addmm((y * y).sum(1), x, y.mT, alpha=-2).add_((x * x).sum(1, keepdim=True))
+    square = square.clamp_min_(0)
+    return square if cost == "sqeuclidean" else square.sqrt()

@@ -1,0 +1,29 @@
+"""Independent pairs: plain conditional flow matching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genflow.coupling.base import Coupling, Plan, pair_rows
+from genflow.tensors import check_marginals
+
+
+@dataclass(frozen=True)
+class Independent(Coupling):
+    """Rows as they come: independent where the batches were drawn independently.
+
+    Batches that are *paired* (row ``i`` of ``x0`` belongs to row ``i`` of ``x1``) stay paired.
+    """
+
+    def __call__(
+        self,
+        *xs: Tensor,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Plan:
+        check_marginals("Independent", *xs)
+        indices = pair_rows(*xs, generator=generator)
+        return Plan(indices, xs[0].new_ones(len(indices[0])))

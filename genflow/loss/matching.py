@@ -1,0 +1,147 @@
+"""Matching: regression on a field along random paths between coupled points.
+
+One class spans interpolant x coupling x time x target: conditional flow matching, OT-CFM,
+weighted CFM, SB-CFM and bridge matching are five choices of parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from genflow.coupling import Coupling, Independent, effective_sample_size
+from genflow.interpolant import Interpolant, Linear, PathSample
+from genflow.loss.base import Learner, Loss
+from genflow.target import Target, Velocity
+from genflow.tensors import check_marginals, mean_event
+from genflow.time import Time, Uniform
+
+
+@dataclass(frozen=True)
+class Regression:
+    """One draw of the regression problem behind :class:`Matching`.
+
+    Attributes:
+        sample: the path sample; ``sample.t`` and ``sample.x`` are the learner's inputs.
+        target: what to regress on, ``(B, *d)``, or a dict of them.
+        weight: ``(B,)``, of mean about one.
+        cond: conditions of the rows, or ``None``.
+    """
+
+    sample: PathSample
+    target: Tensor | dict[str, Tensor]
+    weight: Tensor
+    cond: Tensor | None
+
+
+@dataclass(frozen=True)
+class Matching(Loss):
+    r""":math:`E\,[w\,|f(t, x_t) - T|^2]`, mean over event dimensions and batch.
+
+    >>> loss = Matching(Linear(), Gibbs(epsilon=0.2))(net, x0, x1)  # doctest: +SKIP
+
+    Args:
+        interpolant: how paths run.
+        coupling: which points are paired, with which weight.
+        time: where on the path to look, with which weight.
+        target: the field to learn, or a dict of them for a learner that returns a dict with the
+            same keys; the losses of several fields are added.
+
+    Raises:
+        ValueError: if a target is not defined on the interpolant.
+    """
+
+    interpolant: Interpolant = field(default_factory=Linear)
+    coupling: Coupling = field(default_factory=Independent)
+    time: Time = field(default_factory=Uniform)
+    target: Target | Mapping[str, Target] = field(default_factory=Velocity)
+
+    def __post_init__(self) -> None:
+        for name, role in (("interpolant", Interpolant), ("coupling", Coupling), ("time", Time)):
+            part = getattr(self, name)
+            if not isinstance(part, role):
+                raise TypeError(f"Matching({name}={part!r}): {name} must be a {role.__name__}")
+        targets = self.target.values() if isinstance(self.target, Mapping) else [self.target]
+        for target in targets:
+            if not isinstance(target, Target):
+                raise TypeError(f"Matching(target={target!r}): target must be a Target")
+            target.check(self.interpolant)
+
+    def prepare(self, *xs: Tensor, cond: Tensor | None = None) -> Matching:
+        for part in (self.interpolant, self.coupling, self.time):
+            if hasattr(part, "prepare"):
+                part.prepare(*xs, cond=cond)
+        return self
+
+    def draw(
+        self,
+        *xs: Tensor,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Regression:
+        """Couple the batches, draw times and paths, and form the targets.
+
+        Args:
+            xs: batches of the marginals, of equal or unequal sizes.
+            cond: conditions of the rows of the last marginal; they follow its indices.
+            generator: where all draws come from.
+        """
+        check_marginals("Matching", *xs)
+        if cond is not None and len(cond) != len(xs[-1]):
+            raise ValueError(
+                f"Matching: cond has {len(cond)} rows but x{len(xs) - 1}, whose conditions they "
+                f"are, has {len(xs[-1])}"
+            )
+        plan = self.coupling(*xs, cond=cond, generator=generator)
+        coupled = [x[i] for x, i in zip(xs, plan.indices)]
+        t, time_weight = self.time(coupled[-1], generator)
+        sample = self.interpolant.sample(t, *coupled, generator=generator)
+        if isinstance(self.target, Mapping):
+            target = {name: part(sample) for name, part in self.target.items()}
+        else:
+            target = self.target(sample)
+        cond = cond if cond is None else cond[plan.indices[-1]]
+        return Regression(sample, target, plan.weight * time_weight, cond)
+
+    def __call__(
+        self,
+        learner: Learner,
+        *xs: Tensor,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        draw = self.draw(*xs, cond=cond, generator=generator)
+        inputs = (draw.sample.t, draw.sample.x)
+        output = learner(*inputs) if draw.cond is None else learner(*inputs, draw.cond)
+        if not isinstance(draw.target, dict):
+            return self._error(output, draw.target, draw.weight)
+        if not isinstance(output, Mapping) or output.keys() != draw.target.keys():
+            got = sorted(output) if isinstance(output, Mapping) else type(output).__name__
+            raise ValueError(
+                f"Matching: the learner must return a dict with keys {sorted(draw.target)}, got {got}"
+            )
+        errors = [self._error(output[k], v, draw.weight) for k, v in draw.target.items()]
+        return torch.stack(errors).sum()
+
+    @staticmethod
+    def _error(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        if output.shape != target.shape:
+            raise ValueError(
+                f"Matching: the learner returned {tuple(output.shape)}, expected "
+                f"{tuple(target.shape)} like x"
+            )
+        return (weight * mean_event((output - target) ** 2)).mean()
+
+    @torch.no_grad()
+    def diagnose(
+        self,
+        *xs: Tensor,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, float]:
+        """``ess``: effective sample size of the coupling's weights on this batch, a fraction."""
+        plan = self.coupling(*xs, cond=cond, generator=generator)
+        return {"ess": float(effective_sample_size(plan.weight))}

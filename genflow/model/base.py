@@ -1,0 +1,37 @@
+"""What a model is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Model(nn.Module, ABC):
+    """Something to sample from. ``learner`` is the part that a loss fits."""
+
+    @property
+    @abstractmethod
+    def learner(self) -> nn.Module:
+        """What :class:`~genflow.training.Training` hands to the loss."""
+
+    @abstractmethod
+    def encode(self, *xs: Tensor) -> tuple[Tensor, ...]:
+        """Marginals from data units into the space in which the learner works."""
+
+    @abstractmethod
+    def prepare(self, *xs: Tensor) -> Model:
+        """Fit what depends on data (normalisation, empirical sources), in place."""
+
+    @property
+    def device(self) -> torch.device:
+        return self._anchor().device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._anchor().dtype
+
+    def _anchor(self) -> Tensor:
+        tensors = (*self.parameters(), *self.buffers())
+        return next((v for v in tensors if v.is_floating_point()), torch.zeros(()))

@@ -1,0 +1,228 @@
+"""A process run from a source."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genflow.model.base import Model
+from genflow.process import Process
+from genflow.solver import Solution, Solver
+from genflow.source import Source
+from genflow.transform import Transform
+
+
+class Generator(Model):
+    """Draws the source and runs the process with the solver.
+
+    Users speak data units; the transform is applied inside. A latent source (``Gaussian``) is noise
+    in the model's own space and is never transformed; any other source is data.
+
+    Args:
+        source: law of the start.
+        process: what carries it to the data.
+        solver: how, unless ``sample`` is told otherwise.
+        transform: data units to model space; ``None`` leaves data as they are.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        process: Process,
+        solver: Solver,
+        transform: Transform | None = None,
+    ) -> None:
+        super().__init__()
+        self.source, self.process = source, process
+        self.solver, self.transform = solver, transform
+
+    @property
+    def learner(self) -> nn.Module:
+        return self.process
+
+    def prepare(self, *xs: Tensor) -> Generator:
+        self.source.prepare(xs[0])
+        if self.transform is not None:
+            self.transform.prepare(torch.cat(xs[1:] if self.source.latent else xs))
+        return self
+
+    def encode(self, *xs: Tensor) -> tuple[Tensor, ...]:
+        if self.transform is None:
+            return xs
+        start = xs[0] if self.source.latent else self.transform(xs[0])
+        return (start, *(self.transform(x) for x in xs[1:]))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int | None = None,
+        *,
+        x0: Tensor | None = None,
+        cond: Tensor | None = None,
+        steps: int | None = None,
+        times: Tensor | Sequence[float] | None = None,
+        epsilon: float | Callable[[Tensor], Tensor] | None = None,
+        solver: Solver | None = None,
+        generator: torch.Generator | None = None,
+        trajectory: bool = False,
+        reverse: bool = False,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Draw samples in data units.
+
+        Args:
+            n: how many; defaults to the length of ``x0`` or ``cond``.
+            x0: where to start ``(n, *d)``, instead of drawing the source; with ``reverse`` the
+                data to start from.
+            cond: conditions, one a row.
+            steps: number of solver steps (of kept points, for ``Adaptive``).
+            times: a grid of times instead of ``steps``.
+            epsilon: stochasticity, for processes that leave it open (stochastic interpolants).
+            solver: another solver than the model's own.
+            generator: where all draws come from.
+            trajectory: return the states on the whole grid, in data units.
+            reverse: run from data back to the source.
+            batch_size: how many samples are run at a time; all at once if absent.
+            progress: show a progress bar.
+
+        Returns:
+            ``(n, *d)``, or ``(S+1, n, *d)`` with ``trajectory``. With ``reverse``, draws of the
+            source in its own units.
+
+        Raises:
+            ValueError: if sizes do not fit, or an option does not apply to the process.
+        """
+        solution = self.solve(
+            n, x0=x0, cond=cond, steps=steps, times=times, epsilon=epsilon, solver=solver,
+            generator=generator, trajectory=trajectory, reverse=reverse, batch_size=batch_size,
+            progress=progress,
+        )  # fmt: skip
+        return solution.trajectory if trajectory else solution.x
+
+    @torch.no_grad()
+    def solve(
+        self,
+        n: int | None = None,
+        *,
+        x0: Tensor | None = None,
+        cond: Tensor | None = None,
+        steps: int | None = None,
+        times: Tensor | Sequence[float] | None = None,
+        epsilon: float | Callable[[Tensor], Tensor] | None = None,
+        solver: Solver | None = None,
+        generator: torch.Generator | None = None,
+        trajectory: bool = False,
+        reverse: bool = False,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Solution:
+        """Like :meth:`sample`, with the grid and the number of function evaluations.
+
+        Returns:
+            A ``Solution`` in data units; ``nfe`` is that of the costliest batch.
+        """
+        if epsilon is not None:
+            raise ValueError(
+                f"epsilon chooses the noise of a stochastic interpolant; {_name(self.process)} "
+                "has its own: leave epsilon out"
+            )
+        solver = self._solver(solver, steps, times)
+        grid = solver.grid(self.process, times, reverse)
+        n = self._size(n, x0, cond, reverse)
+        start = self._start(n, x0, generator, reverse)
+        cond = cond if cond is None else torch.as_tensor(cond, device=self.device)
+        parts = []
+        for rows in self._batches(n, batch_size, progress):
+            chunk = cond if cond is None else cond[rows]
+            bar = progress and batch_size is None
+            parts.append(
+                solver.solve(self.process, start[rows], grid, chunk, generator, trajectory, bar)
+            )
+        return self._join(parts, reverse)
+
+    def log_prob(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Log-density of data, ``(n, *d) -> (n,)``, where the process has one.
+
+        Raises:
+            NotImplementedError: if it has none, with the reason.
+        """
+        raise NotImplementedError(
+            f"log_prob: {_name(self.process)} gives samples but no density yet; the likelihood of "
+            "an ODE needs the divergence of its velocity, which this version does not integrate"
+        )
+
+    def _solver(
+        self,
+        solver: Solver | None,
+        steps: int | None,
+        times: Tensor | Sequence[float] | None,
+    ) -> Solver:
+        solver = self.solver if solver is None else solver
+        if not isinstance(solver, Solver):
+            raise ValueError(
+                f"solver must be a solver such as Euler(), Heun() or Adaptive(), got {solver!r}"
+            )
+        if steps is None:
+            return solver
+        if times is not None:
+            raise ValueError("give steps or times, not both")
+        return dataclasses.replace(solver, steps=steps)
+
+    @staticmethod
+    def _size(n: int | None, x0: Tensor | None, cond: Tensor | None, reverse: bool) -> int:
+        given = {"n": n, "len(x0)": None if x0 is None else len(x0)}
+        given["len(cond)"] = None if cond is None else len(cond)
+        sizes = {name: size for name, size in given.items() if size is not None}
+        if not sizes:
+            raise ValueError("sample needs n, x0 or cond to know how many samples to draw")
+        if len(set(sizes.values())) > 1:
+            stated = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+            raise ValueError(f"sample: sizes differ: {stated}; they must be equal")
+        if reverse and x0 is None:
+            raise ValueError("reverse=True starts from data: pass them as x0=")
+        size = next(iter(sizes.values()))
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"sample: n must be a whole number >= 1, got {size!r}")
+        return size
+
+    def _start(
+        self, n: int, x0: Tensor | None, generator: torch.Generator | None, reverse: bool
+    ) -> Tensor:
+        if x0 is None:
+            x0 = self.source.sample(n, generator)
+        x0 = x0.to(device=self.device, dtype=self.dtype)
+        data = reverse or not self.source.latent
+        return self.transform(x0) if data and self.transform is not None else x0
+
+    @staticmethod
+    def _batches(n: int, batch_size: int | None, progress: bool) -> Sequence[slice]:
+        if batch_size is None:
+            return [slice(0, n)]
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"sample: batch_size must be a whole number >= 1, got {batch_size!r}")
+        batches = [slice(k, k + batch_size) for k in range(0, n, batch_size)]
+        if progress:
+            from tqdm.auto import tqdm
+
+            batches = tqdm(batches, desc="sampling", unit="batch")
+        return batches
+
+    def _join(self, parts: list[Solution], reverse: bool) -> Solution:
+        x = torch.cat([part.x for part in parts])
+        path = None
+        if parts[0].trajectory is not None:
+            path = torch.cat([part.trajectory for part in parts], 1)
+        if self.transform is not None:
+            if not (reverse and self.source.latent):
+                x = self.transform.inverse(x)
+            if path is not None:
+                path = self.transform.inverse(path.flatten(0, 1)).unflatten(0, path.shape[:2])
+        return Solution(x, parts[0].times, max(part.nfe for part in parts), path)
+
+
+def _name(part: object) -> str:
+    return type(part).__name__

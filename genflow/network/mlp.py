@@ -1,0 +1,102 @@
+"""A residual multilayer perceptron of time, state and condition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genflow.checks import count
+from genflow.network.time import TimeFeatures
+from genflow.tensors import as_shape, batch_time
+
+
+class MLP(nn.Module):
+    """A residual MLP ``f(t, x, cond) -> (B, *dim)`` for events of any shape.
+
+    Args:
+        dim: event shape, ``2`` or ``[1, 8, 8]``; events are flattened inside.
+        width: hidden units a layer.
+        depth: hidden layers.
+        activation: name of an activation of ``torch.nn``, such as ``"SiLU"`` or ``"SELU"``.
+        residual: add each hidden layer to its input (from the second on).
+        frequencies: of :class:`TimeFeatures`.
+        classes: number of class labels; ``cond`` is then an integer ``(B,)`` tensor.
+        cond_dim: size of a condition vector; ``cond`` is then ``(B, cond_dim)``.
+
+    Raises:
+        ValueError: for sizes that are no positive whole numbers, an unknown activation, both kinds
+            of condition, and in ``forward`` for an event shape or a condition that do not fit.
+    """
+
+    def __init__(
+        self,
+        dim: int | Sequence[int],
+        width: int = 64,
+        depth: int = 3,
+        activation: str = "SiLU",
+        residual: bool = True,
+        frequencies: int = 8,
+        classes: int | None = None,
+        cond_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        count(self, width=width, depth=depth)
+        if not isinstance(getattr(nn, activation, None), type):
+            raise ValueError(
+                f"MLP(activation={activation!r}): activation must name a class of torch.nn, such "
+                "as 'SiLU', 'SELU', 'GELU' or 'Tanh'"
+            )
+        if classes is not None and cond_dim is not None:
+            raise ValueError("MLP: give classes (labels) or cond_dim (vectors), not both")
+        self.dim = dim
+        self.width, self.depth, self.activation = width, depth, activation
+        self.residual, self.frequencies = residual, frequencies
+        self.classes, self.cond_dim = classes, cond_dim
+
+        self.shape = as_shape(dim)
+        size = math.prod(self.shape)
+        self.time = TimeFeatures(frequencies)
+        self.label = nn.Embedding(classes, width) if classes is not None else None
+        extra = width if classes is not None else (cond_dim or 0)
+        self.first = nn.Linear(size + self.time.size + extra, width)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        self.last = nn.Linear(width, size)
+        self.act = getattr(nn, activation)()
+
+    def forward(self, t: Tensor | float, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        if x.shape[1:] != self.shape:
+            raise ValueError(
+                f"MLP(dim={self.dim}) got events of shape {tuple(x.shape[1:])}, expected {self.shape}"
+            )
+        inputs = [x.flatten(1), self.time(batch_time(t, x)), *self._condition(cond, x)]
+        h = self.act(self.first(torch.cat(inputs, 1)))
+        for layer in self.hidden:
+            update = self.act(layer(h))
+            h = h + update if self.residual else update
+        return self.last(h).reshape(x.shape)
+
+    def _condition(self, cond: Tensor | None, x: Tensor) -> list[Tensor]:
+        conditional = self.classes is not None or self.cond_dim is not None
+        if conditional != (cond is not None):
+            raise ValueError(
+                "MLP was built with a condition: pass cond" if conditional
+                else "MLP got cond but was built without: give classes= or cond_dim="
+            )  # fmt: skip
+        if cond is None:
+            return []
+        if self.label is not None:
+            if cond.is_floating_point() or cond.shape != x.shape[:1]:
+                raise ValueError(
+                    f"MLP(classes={self.classes}): cond must be integers of shape "
+                    f"({len(x)},), got {cond.dtype} {tuple(cond.shape)}"
+                )
+            return [self.label(cond)]
+        if cond.shape != (len(x), self.cond_dim):
+            raise ValueError(
+                f"MLP(cond_dim={self.cond_dim}): cond must have shape "
+                f"({len(x)}, {self.cond_dim}), got {tuple(cond.shape)}"
+            )
+        return [cond.to(x.dtype)]

@@ -1,0 +1,157 @@
+"""Solvers and the one loop that all step-by-step solvers share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genflow.process import Process
+from genflow.tensors import randn_like
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solver returns.
+
+    Attributes:
+        x: final states ``(n, *d)``.
+        times: the grid ``(S+1,)``, float64.
+        nfe: number of drift evaluations.
+        trajectory: states on the grid ``(S+1, n, *d)``, if asked for.
+    """
+
+    x: Tensor
+    times: Tensor
+    nfe: int
+    trajectory: Tensor | None = None
+
+
+class Field:
+    """A process bound to its condition, with a count of drift evaluations.
+
+    This is what ``step`` sees; times are numbers here.
+    """
+
+    def __init__(self, process: Process, cond: Tensor | None = None) -> None:
+        self.process, self.cond, self.calls = process, cond, 0
+        self.stochastic = process.stochastic
+
+    def drift(self, t: float | Tensor, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.process.drift(self._rows(t, x), x, self.cond)
+
+    def noise(self, s: float, t: float, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The diffusion over ``[s, t]``, taken at its midpoint; zeros for an ODE.
+
+        At the midpoint stochastic Heun keeps weak order 2 for time-dependent noise (METHODS A.8).
+        """
+        if not self.stochastic:
+            return torch.zeros_like(x)
+        dw = (t - s) ** 0.5 * randn_like(x, generator)
+        return self.process.diffusion(self._rows((s + t) / 2, x), x, dw)
+
+    @staticmethod
+    def _rows(t: float | Tensor, x: Tensor) -> Tensor:
+        if isinstance(t, Tensor):
+            return t.to(x).expand(len(x))
+        return torch.full((len(x),), t, dtype=x.dtype, device=x.device)
+
+
+class Solver(ABC):
+    """Runs a process along a grid of times."""
+
+    steps: int
+
+    @abstractmethod
+    def solve(
+        self,
+        process: Process,
+        x: Tensor,
+        times: Tensor | Sequence[float] | None = None,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        trajectory: bool = False,
+        progress: bool = False,
+    ) -> Solution:
+        """Run ``process`` from states ``x (n, *d)`` along ``times``.
+
+        Args:
+            process: what to run.
+            x: states at ``times[0]``.
+            times: a monotone grid inside the process's span; evenly spaced ``steps`` if absent.
+                A falling grid runs an ODE backwards.
+            cond: conditions, one a row.
+            generator: where the noise is drawn from.
+            trajectory: keep the states on the whole grid.
+            progress: show a progress bar.
+        """
+
+    def grid(
+        self, process: Process, times: Tensor | Sequence[float] | None, reverse: bool = False
+    ) -> Tensor:
+        """The checked grid of times, float64 on the CPU.
+
+        Raises:
+            ValueError: if it is no monotone grid inside the span, or runs a noisy process backwards.
+        """
+        start, stop = process.span
+        if times is None:
+            grid = torch.linspace(start, stop, self.steps + 1, dtype=torch.float64)
+            grid = grid.flip(0) if reverse else grid
+        else:
+            grid = torch.as_tensor(times, dtype=torch.float64).cpu()
+        if grid.ndim != 1 or len(grid) < 2 or not bool(torch.isfinite(grid).all()):
+            raise ValueError("times must be a list of at least two finite numbers")
+        gaps = grid.diff()
+        if not (bool((gaps > 0).all()) or bool((gaps < 0).all())):
+            raise ValueError("times must rise or fall strictly")
+        if grid.min() < start - 1e-9 or grid.max() > stop + 1e-9:
+            raise ValueError(
+                f"times run from {grid[0]:g} to {grid[-1]:g}, outside the process's span "
+                f"[{start:g}, {stop:g}]"
+            )
+        if grid[0] > grid[-1] and process.stochastic:
+            raise ValueError(
+                f"{type(process).__name__} has noise and knows no score, so it cannot run "
+                "backwards; use an ODE (sigma=0)"
+            )
+        return grid
+
+
+class Stepper(Solver):
+    """A solver that is one step, repeated."""
+
+    @abstractmethod
+    def step(
+        self, process: Field, s: float, t: float, x: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """States at ``t`` from states ``x`` at ``s``; ``t < s`` runs backwards."""
+
+    def solve(
+        self,
+        process: Process,
+        x: Tensor,
+        times: Tensor | Sequence[float] | None = None,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        trajectory: bool = False,
+        progress: bool = False,
+    ) -> Solution:
+        grid = self.grid(process, times)
+        field = Field(process, cond)
+        points = grid.tolist()
+        pairs = list(zip(points[:-1], points[1:]))
+        if progress:
+            from tqdm.auto import tqdm
+
+            pairs = tqdm(pairs, desc="sampling", unit="step")
+        states = [x]
+        for s, t in pairs:
+            x = self.step(field, s, t, x, generator)
+            if trajectory:
+                states.append(x)
+        return Solution(x, grid, field.calls, torch.stack(states) if trajectory else None)

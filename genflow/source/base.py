@@ -1,0 +1,50 @@
+"""What a source is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Source(nn.Module, ABC):
+    """A law to sample from.
+
+    ``latent`` says whose units it speaks: noise (``True``) lives in the model's own space, any
+    other source is data, and a model's transform applies to it as to the data.
+    """
+
+    latent: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("_like", torch.zeros(()), persistent=False)
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``(n, *d)`` in the dtype and on the device of the module."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density ``(n, *d) -> (n,)``, where the law has one.
+
+        Raises:
+            NotImplementedError: if it has none.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no density; use a Gaussian source for likelihoods"
+        )
+
+    def prepare(self, x0: Tensor) -> Source:
+        """Take what depends on data from samples of the source; most sources need nothing."""
+        return self
+
+    def _uniform(self, n: int, k: int, generator: torch.Generator | None) -> Tensor:
+        device = self._like.device if generator is None else generator.device
+        u = torch.rand(n, k, generator=generator, dtype=self._like.dtype, device=device)
+        return u.to(self._like.device)
+
+    def _normal(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        device = self._like.device if generator is None else generator.device
+        z = torch.randn(shape, generator=generator, dtype=self._like.dtype, device=device)
+        return z.to(self._like.device)

@@ -1,0 +1,42 @@
+"""Points given by the user, drawn with replacement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from genflow.source.base import Source
+
+
+class Empirical(Source):
+    """The empirical law of given points; the points are saved with the model.
+
+    Args:
+        points: ``(N, *d)``, or only their shape (filled by ``load``), or ``None`` (filled by
+            :meth:`prepare` from the training data's source side).
+    """
+
+    def __init__(self, points: Tensor | Sequence[int] | None = None) -> None:
+        super().__init__()
+        if points is not None and not isinstance(points, Tensor):
+            points = torch.zeros(tuple(points))
+        if points is not None and (points.ndim < 2 or len(points) == 0):
+            raise ValueError(
+                f"Empirical: points have shape {tuple(points.shape)}, expected (N, *d) with N >= 1"
+            )
+        self.register_buffer("points", points)
+
+    def prepare(self, x0: Tensor) -> Empirical:
+        """Keep ``x0`` as the points, if none were given."""
+        if self.points is None:
+            self.points = x0.detach().clone().to(self._like)
+        return self
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        if self.points is None:
+            raise ValueError("Empirical has no points yet: call source.prepare(x0) or give points")
+        where = self.points.device if generator is None else generator.device
+        rows = torch.randint(len(self.points), (n,), generator=generator, device=where)
+        return self.points[rows.to(self.points.device)]

@@ -1,0 +1,6 @@
+"""Transforms: invertible maps between data units and the model's own space."""
+
+from genflow.transform.affine import Identity, Standardise
+from genflow.transform.base import Transform
+
+__all__ = ["Identity", "Standardise", "Transform"]
