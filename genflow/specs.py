@@ -64,6 +64,8 @@ def spec(part: Any) -> Any:
 
 def _describe_module(part: nn.Module) -> dict[str, Any]:
     out: dict[str, Any] = {"_target_": target_name(type(part))}
+    if type(part).__init__ is nn.Module.__init__:  # takes no arguments, whatever its signature says
+        return out
     from_torch = type(part).__module__.startswith("torch.")
     for name, parameter in inspect.signature(type(part).__init__).parameters.items():
         if name == "self" or (from_torch and name in ("device", "dtype")):
@@ -125,21 +127,25 @@ def _trusted_class(name: str, prefixes: tuple[str, ...]) -> type:
     return cls
 
 
-def fill(part: Any, description: Any) -> None:
-    """Put numbers chosen from data (by ``prepare``) back where an unprepared part holds ``None``.
+def fill(part: Any, before: Any, stored: Any) -> None:
+    """Put back what ``prepare`` once chose from data, such as the epsilon of ``Gibbs``.
 
-    Only ``None`` is filled: a value that the user states on the command line wins.
+    Args:
+        part: the part to complete, in place.
+        before: its :func:`spec` before ``prepare``: only what is ``None`` there is filled, so that
+            a value that the user states wins.
+        stored: the spec of the prepared part.
     """
-    if isinstance(part, Mapping) and isinstance(description, Mapping):
-        for key in part.keys() & description.keys():
-            fill(part[key], description[key])
-    elif isinstance(part, (list, tuple)) and isinstance(description, (list, tuple)):
-        for child, value in zip(part, description):
-            fill(child, value)
-    elif dataclasses.is_dataclass(part) and isinstance(description, Mapping):
+    if isinstance(part, Mapping):
+        for key in part.keys() & before.keys() & stored.keys():
+            fill(part[key], before[key], stored[key])
+    elif isinstance(part, (list, tuple)):
+        for child, old, new in zip(part, before, stored):
+            fill(child, old, new)
+    elif dataclasses.is_dataclass(part) and isinstance(stored, Mapping):
         for field in dataclasses.fields(part):
-            value, stored = getattr(part, field.name), description.get(field.name)
-            if value is None and isinstance(stored, (bool, int, float, str)):
-                object.__setattr__(part, field.name, stored)
-            else:
-                fill(value, stored)
+            old, new = before.get(field.name), stored.get(field.name)
+            if old is None and isinstance(new, (bool, int, float, str)):
+                object.__setattr__(part, field.name, new)
+            elif isinstance(old, (Mapping, list)) and isinstance(new, (Mapping, list)):
+                fill(getattr(part, field.name), old, new)

@@ -18,6 +18,13 @@ BURST = 20
 """Cheap multiplicative updates between two exact updates in the log domain."""
 
 
+def bridge_epsilon(sigma: float) -> float:
+    r"""Temperature of ``"sqeuclidean"`` at which the entropic plan is that of the Schrödinger bridge
+    with reference :math:`dX = \sigma dW`: its kernel is :math:`e^{-|x-y|^2/(2\sigma^2)}`.
+    """
+    return 2 * sigma**2
+
+
 def sinkhorn_log_plan(
     cost: Tensor, epsilon: float, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, float]:

@@ -1,0 +1,147 @@
+"""The user's own arrays, from ``.npy`` or ``.npz`` files; ``.npy`` files are memory-mapped."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from genflow.data.base import Data, Table, split_rows
+from genflow.source import Source
+
+CHUNK = 1 << 24
+"""Numbers checked at a time."""
+
+
+def find_file(path: str) -> Path:
+    """The file at ``path``, or below the folder that ``GENFLOW_DATA`` names.
+
+    Raises:
+        FileNotFoundError: if neither exists, naming the places looked at.
+    """
+    places = [Path(path).expanduser()]
+    if os.environ.get("GENFLOW_DATA"):
+        places.append(Path(os.environ["GENFLOW_DATA"]) / path)
+    for place in places:
+        if place.is_file():
+            return place
+    looked = " or ".join(f"'{place}'" for place in places)
+    raise FileNotFoundError(f"no data file at {looked}; give an existing .npy or .npz file")
+
+
+def open_array(path: str, key: str | None = None) -> np.ndarray:
+    """An array from a file, memory-mapped where it is ``.npy``.
+
+    Args:
+        path: a ``.npy`` or ``.npz`` file.
+        key: which array of an ``.npz`` file; not needed where it holds one.
+
+    Raises:
+        FileNotFoundError, ValueError: one sentence naming the file and what is allowed.
+    """
+    file = find_file(path)
+    if file.suffix not in (".npy", ".npz"):
+        raise ValueError(f"'{file}' is no .npy or .npz file; save your array with numpy.save")
+    try:
+        content = np.load(file, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"'{file}' cannot be read as a numeric array: {error}") from error
+    if file.suffix == ".npy":
+        return content
+    keys = list(content.keys())
+    if key is None and len(keys) == 1:
+        key = keys[0]
+    if key not in keys:
+        raise ValueError(f"'{file}' holds the arrays {keys}; name one of them, got {key!r}")
+    try:
+        return content[key]
+    except ValueError as error:
+        raise ValueError(f"array '{key}' of '{file}' is not numeric: {error}") from error
+
+
+def check_array(array: np.ndarray, name: str) -> None:
+    """Refuse arrays that cannot be trained on, with the first bad row.
+
+    Raises:
+        ValueError: for other than real numbers, no event dimension, no rows, NaN or infinities.
+    """
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} holds {array.dtype}, expected real numbers")
+    if array.ndim < 2 or len(array) == 0:
+        raise ValueError(
+            f"{name} has shape {array.shape}, expected (N, *dims) with N >= 1 and at least one "
+            "event dimension"
+        )
+    if array.dtype.kind != "f":
+        return
+    rows = max(1, CHUNK // max(1, array[0].size))
+    for start in range(0, len(array), rows):
+        finite = np.isfinite(array[start : start + rows]).reshape(-1, array[0].size).all(1)
+        if not finite.all():
+            bad = start + int(np.argmin(finite))
+            raise ValueError(
+                f"{name} holds a value that is not finite (NaN or infinite), first in row {bad}; "
+                "remove or fill such rows"
+            )
+
+
+@dataclass(frozen=True)
+class Arrays(Data):
+    """Rows from files, shuffled anew every pass; larger than memory is fine for ``.npy``.
+
+    Relative paths are looked for in the working directory, then below ``$GENFLOW_DATA``.
+
+    Args:
+        x1: path of the data side, ``(N, *dims)``.
+        x0: a source, or the path of the source side.
+        cond: path of the conditions of ``x1``: integer labels ``(N,)`` or vectors ``(N, k)``.
+        key: name of the array inside ``.npz`` files.
+        holdout: fraction for validation and for test, each.
+    """
+
+    x1: str
+    x0: Source | str
+    cond: str | None = None
+    key: str | None = None
+    holdout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.holdout < 0.5:
+            raise ValueError(f"Arrays(holdout={self.holdout}): holdout must lie in (0, 0.5)")
+        data = self._open(self.x1, "x1")
+        cond = None if self.cond is None else self._cond(len(data))
+        start = self._open(self.x0, "x0") if isinstance(self.x0, str) else self.x0
+        if isinstance(start, np.ndarray) and start.shape[1:] != data.shape[1:]:
+            raise ValueError(
+                f"Arrays: x0 has event shape {start.shape[1:]} but x1 has {data.shape[1:]}; they "
+                "must be equal"
+            )
+        # opened once: scanning a large file for NaN at every split would take minutes
+        object.__setattr__(self, "_opened", (start, data, cond))
+
+    def _open(self, path: str, name: str) -> np.ndarray:
+        array = open_array(path, self.key)
+        check_array(array, f"Arrays: {name} ('{path}')")
+        return array
+
+    def _cond(self, n: int) -> np.ndarray:
+        cond = open_array(self.cond)
+        if len(cond) != n or cond.dtype.kind not in "iuf":
+            raise ValueError(
+                f"Arrays: cond ('{self.cond}') has shape {cond.shape} and dtype {cond.dtype}, "
+                f"expected {n} rows of labels or vectors like x1"
+            )
+        return cond.astype(np.int64) if cond.dtype.kind in "iu" else cond.astype(np.float32)
+
+    def marginals(self, split: str) -> tuple[Source | Table, ...]:
+        start, data, cond = self._opened
+        if isinstance(start, np.ndarray):
+            start = Table(start, split_rows(len(start), split, self.holdout))
+        return start, Table(data, split_rows(len(data), split, self.holdout), cond)
+
+
+def event_shape(path: str, key: str | None = None) -> list[int]:
+    """Event shape of the array in a file: what ``dim`` should be."""
+    return list(open_array(path, key).shape[1:])

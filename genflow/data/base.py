@@ -1,0 +1,82 @@
+"""What data are: one marginal per point in time, each a table of rows or a law to draw from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genflow.source import Source
+
+SPLITS = ("train", "val", "test")
+
+
+class Batch(NamedTuple):
+    """One batch per marginal, and the conditions of the last marginal's rows.
+
+    A loader of the user's own may yield plain tuples ``(x0, x1)`` instead.
+    """
+
+    xs: tuple[Tensor, ...]
+    cond: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that lie in memory or in a memory-mapped file.
+
+    Attributes:
+        x: ``(N, *d)``, a tensor or an array (memory-mapped, so that only read rows are loaded).
+        rows: which rows belong to this split, ``(n,)``.
+        cond: conditions ``(N, ...)``, if any.
+        dtype: of the batches.
+    """
+
+    x: Tensor | np.ndarray
+    rows: Tensor
+    cond: Tensor | np.ndarray | None = None
+    dtype: torch.dtype = torch.float32
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Event shape."""
+        return tuple(self.x.shape[1:])
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows ``index`` (numbers within the split) with their conditions."""
+        rows = self.rows[index]
+        cond = None if self.cond is None else _take(self.cond, rows)
+        return _take(self.x, rows).to(self.dtype), cond
+
+
+def _take(values: Tensor | np.ndarray, rows: Tensor) -> Tensor:
+    if isinstance(values, Tensor):
+        return values[rows]
+    # a file is read in order; the batch gets its random order back, else coupled marginals that
+    # are both sorted would no longer be independent
+    order = rows.argsort()
+    block = torch.from_numpy(np.ascontiguousarray(values[rows[order].numpy()]))
+    return block[order.argsort()]
+
+
+class Data(ABC):
+    """The marginals of a problem."""
+
+    @abstractmethod
+    def marginals(self, split: str) -> tuple[Source | Table, ...]:
+        """The marginals of ``"train"``, ``"val"`` or ``"test"``, in order of time."""
+
+
+def split_rows(n: int, split: str, holdout: float) -> Tensor:
+    """Rows of a split: a fixed random permutation, ``holdout`` of it for val and for test each."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    held = round(n * holdout)
+    parts: dict[str, Any] = {"test": order[:held], "val": order[held : 2 * held]}
+    return parts.get(split, order[2 * held :]).sort().values

@@ -1,0 +1,123 @@
+"""Figures of flows: source, data, samples and how they got there. matplotlib loads on first use."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COLOURS = {"source": "#4c72b0", "data": "#444444", "samples": "#c44e52", "path": "#9aa5b1"}
+MOST_POINTS = 2000
+MOST_PATHS = 150
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether events look like images: ``(1 or 3, h, w)``."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def flow(
+    source: Tensor,
+    data: Tensor,
+    samples: Tensor,
+    trajectory: Tensor | None = None,
+    title: str = "",
+) -> Any:
+    """Source, data, samples and trajectories side by side.
+
+    Args:
+        source, data, samples: ``(n, *d)``; planes are drawn as points, images as mosaics, other
+            events by the two leading principal directions of the data.
+        trajectory: ``(S+1, n, *d)`` from source to samples.
+        title: above the figure.
+
+    Returns:
+        A matplotlib figure.
+    """
+    source, data, samples = (v.detach().cpu().float() for v in (source, data, samples))
+    trajectory = None if trajectory is None else trajectory.detach().cpu().float()
+    draw = _images if is_image(tuple(data.shape[1:])) else _points
+    return draw(source, data, samples, trajectory, title)
+
+
+def _figure(panels: int, height: float, title: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    # Figure, not pyplot: pyplot keeps every figure alive and may want a display
+    figure = Figure(figsize=(3.4 * panels, height), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    if title:
+        figure.suptitle(title)
+    return figure, axes
+
+
+def _points(
+    source: Tensor, data: Tensor, samples: Tensor, trajectory: Tensor | None, title: str
+) -> Any:
+    project, label = _plane(data)
+    named = {"source": project(source), "data": project(data), "samples": project(samples)}
+    figure, axes = _figure(3 if trajectory is None else 4, 3.9, title)
+    everything = torch.cat([v[:MOST_POINTS] for v in named.values()])
+    low, high = everything.quantile(0.001, 0), everything.quantile(0.999, 0)
+    pad = 0.08 * (high - low).clamp_min(1e-6)
+    for axis, (name, points) in zip(axes, named.items()):
+        points = points[:MOST_POINTS]
+        axis.scatter(*points.T, s=4, alpha=0.5, linewidths=0, color=COLOURS[name])
+        axis.set_title(f"{name}{label}")
+    if trajectory is not None:
+        paths = project(trajectory[:, :MOST_PATHS].flatten(0, 1)).unflatten(
+            0, trajectory[:, :MOST_PATHS].shape[:2]
+        )
+        axes[3].plot(paths[..., 0], paths[..., 1], lw=0.6, alpha=0.6, color=COLOURS["path"])
+        axes[3].scatter(*paths[0].T, s=6, linewidths=0, color=COLOURS["source"], zorder=3)
+        axes[3].scatter(*paths[-1].T, s=6, linewidths=0, color=COLOURS["samples"], zorder=3)
+        axes[3].set_title(f"trajectories{label}")
+    for axis in axes:
+        axis.set(xlim=(low[0] - pad[0], high[0] + pad[0]), ylim=(low[1] - pad[1], high[1] + pad[1]))
+        axis.set_aspect("equal")
+    return figure
+
+
+def _plane(data: Tensor) -> tuple[Any, str]:
+    """A map to the plane and what to call it."""
+    flat = data.flatten(1)
+    if flat.shape[1] == 1:
+        return lambda x: torch.cat([x.flatten(1), torch.zeros(len(x), 1)], 1), ""
+    if flat.shape[1] == 2:
+        return lambda x: x.flatten(1), ""
+    mean = flat.mean(0)
+    directions = torch.linalg.svd(flat - mean, full_matrices=False).Vh[:2].T
+    return lambda x: (x.flatten(1) - mean) @ directions, " (2 main directions)"
+
+
+def _images(
+    source: Tensor, data: Tensor, samples: Tensor, trajectory: Tensor | None, title: str
+) -> Any:
+    figure, axes = _figure(3 if trajectory is None else 4, 3.9, title)
+    low, high = float(data.min()), float(data.max())
+    for axis, (name, images) in zip(axes, (("source", source), ("data", data), ("samples", samples))):
+        _show(axis, mosaic(images[:64], low, high), name)
+    if trajectory is not None:
+        rows = torch.linspace(0, len(trajectory) - 1, 8).round().long()
+        strip = trajectory[rows, :8].transpose(0, 1).flatten(0, 1)
+        _show(axes[3], mosaic(strip, low, high), "trajectories (time to the right)")
+    return figure
+
+
+def _show(axis: Any, picture: Tensor, name: str) -> None:
+    axis.imshow(picture.squeeze(-1), cmap="gray", vmin=0, vmax=1)
+    axis.set_title(name)
+    axis.set_axis_off()
+
+
+def mosaic(images: Tensor, low: float, high: float) -> Tensor:
+    """Images ``(n, c, h, w)`` on a square grid with gaps: ``(H, W, c)`` in [0, 1]."""
+    n, c, h, w = images.shape
+    side = math.ceil(math.sqrt(n))
+    blank = images.new_full((side * side - n, c, h, w), high)
+    tiles = ((torch.cat([images, blank]) - low) / (high - low or 1)).clamp(0, 1)
+    tiles = torch.nn.functional.pad(tiles, (0, 1, 0, 1), value=1.0)
+    grid = tiles.reshape(side, side, c, h + 1, w + 1).permute(0, 3, 1, 4, 2)
+    return grid.reshape(side * (h + 1), side * (w + 1), c)[:-1, :-1]

@@ -1,0 +1,45 @@
+"""Saving a run so that nothing is lost when it is killed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+
+from genflow.checks import count
+
+
+class Checkpoint(LightningCheckpoint):
+    """Writes ``last.ckpt`` every so many batches and ``model.ckpt`` at the end.
+
+    Each file is written beside its place and moved into it, so that a run killed while saving
+    keeps the file before. Counts batches, not optimizer steps: losses that fit their own learner
+    make none, and Lightning's ``ModelCheckpoint`` then never saves.
+
+    Args:
+        folder: where the files go.
+        every: batches between two saves of ``last.ckpt``.
+    """
+
+    def __init__(self, folder: str = ".", every: int = 500) -> None:
+        super().__init__()
+        count(self, every=every)
+        self.folder, self.every = folder, every
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.batches_seen % self.every == 0:
+            self._save(trainer, "last.ckpt")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer, "model.ckpt")
+
+    def _save(self, trainer: L.Trainer, name: str) -> None:
+        partial = Path(self.folder) / f"{name}.partial"
+        trainer.save_checkpoint(partial, weights_only=False)
+        if trainer.is_global_zero:
+            os.replace(partial, partial.with_suffix(""))

@@ -1,0 +1,109 @@
+"""The command line: compose the configuration, build the parts, train, report.
+
+``genflow-train`` and ``train.py`` both come here. Mistakes are answered with one sentence before
+training starts; errors of a running training keep their traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from genflow.coupling.sinkhorn import bridge_epsilon
+from genflow.data.arrays import event_shape
+from genflow.training.errors import sentence
+
+
+def conf_dir() -> Path:
+    """The configuration folder: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+OmegaConf.register_new_resolver("event_shape", event_shape, replace=True)
+OmegaConf.register_new_resolver("bridge_epsilon", bridge_epsilon, replace=True)
+
+
+def build(cfg: DictConfig) -> tuple[L.LightningModule, L.LightningDataModule, L.Trainer]:
+    """Seed, then instantiate the training, its data and its trainer from a composed configuration."""
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = instantiate(cfg.datamodule, _convert_="all")
+    training = instantiate(cfg.training, _convert_="all")
+    callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c is not None]
+    logger = instantiate(cfg.logger, _convert_="all") if cfg.logger else False
+    trainer = instantiate(cfg.trainer, _convert_="all", callbacks=callbacks, logger=logger)
+    return training, data, trainer
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """One run: build, train, and leave everything in the run folder.
+
+    Returns:
+        The numbers of the report.
+    """
+    training = None
+    try:
+        if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
+            raise FileNotFoundError(f"there is no checkpoint at ckpt_path='{cfg.ckpt_path}'")
+        training, data, trainer = build(cfg)
+        folder = Path(cfg.folder)
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        trainer.fit(training, datamodule=data, ckpt_path=cfg.ckpt_path)
+    except Exception as error:
+        running = training is not None and training.started
+        _answer(error, keep_traceback=running and not isinstance(error, FloatingPointError))
+    if trainer.is_global_zero:
+        _farewell(folder)
+    report = next((c for c in trainer.callbacks if hasattr(c, "metrics")), None)
+    return report.metrics if report is not None else {}
+
+
+def _answer(error: Exception, keep_traceback: bool = False) -> None:
+    said = None if keep_traceback or os.environ.get("GENFLOW_TRACEBACK") else sentence(error)
+    if said is None:
+        raise error
+    sys.exit(f"genflow: {said}")
+
+
+def _farewell(folder: Path) -> None:
+    print()
+    for name in ("samples.png", "metrics.json", "model.ckpt"):
+        if (folder / name).is_file():
+            print(f"  {name:<20} {folder / name}")
+    print("\nSample from it:\n")
+    print("  import genflow")
+    print(f"  model = genflow.load({str(folder / 'model.ckpt')!r})")
+    print("  x = model.sample(1000)")
+
+
+def _quiet() -> None:
+    """Silence hints that do not apply: our streams are resumable and come in ready batches."""
+    for hint in ("does not have many workers", "dataloader is not resumable", "isinstance.treespec"):
+        warnings.filterwarnings("ignore", f".*{hint}.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+
+
+def main() -> None:
+    """Entry point of ``genflow-train`` and ``train.py``."""
+    _quiet()
+    # Hydra would print its own errors over many lines; like this they come to us
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(run)
+    try:
+        start()
+    except (HydraException, OmegaConfBaseException) as error:
+        _answer(error)

@@ -1,0 +1,93 @@
+"""The one DataModule: ready batches of any data."""
+
+from __future__ import annotations
+
+import lightning as L
+
+from genflow.checks import count
+from genflow.data import Batch, Batches, Data, Passes, draw_rows
+from genflow.training.module import Training
+
+PILOT = 20_000
+"""Rows of each marginal from which model and loss choose what depends on data."""
+
+
+class DataModule(L.LightningDataModule):
+    """Batches of the marginals of ``data``, reproducible and resumable at any step.
+
+    Without ``steps_per_epoch`` training is one endless stream, measured in ``trainer.max_steps``.
+
+    Args:
+        data: the marginals.
+        batch_size: rows of each marginal a step, on each device.
+        steps_per_epoch: length of a pass, for runs measured in ``trainer.max_epochs``.
+        val_batches: batches of the validation loss.
+        seed: of every stream of draws.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        batch_size: int = 256,
+        steps_per_epoch: int | None = None,
+        val_batches: int = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        count(self, batch_size=batch_size, val_batches=val_batches)
+        if steps_per_epoch is not None:
+            count(self, steps_per_epoch=steps_per_epoch)
+        self.data, self.batch_size, self.steps_per_epoch = data, batch_size, steps_per_epoch
+        self.val_batches, self.seed = val_batches, seed
+
+    def setup(self, stage: str) -> None:
+        """Check the sizes, then let the training prepare on a pilot and rehearse one batch.
+
+        Runs before callbacks are set up, so that EMA copies a prepared model.
+        """
+        if stage != "fit":
+            return
+        training = self.trainer.lightning_module
+        first = self._stream("train").batch(0)
+        if self.steps_per_epoch is None and (self.trainer.max_epochs or 0) > 0:
+            raise ValueError(
+                f"trainer.max_epochs={self.trainer.max_epochs} needs passes: give the DataModule "
+                "steps_per_epoch, or measure the run in trainer.max_steps"
+            )
+        if isinstance(training, Training):
+            pilot = self.rows("train", PILOT)
+            training.prepare(*pilot.xs, cond=pilot.cond)
+            training.rehearse(first)
+
+    def rows(self, split: str, n: int) -> Batch:
+        """Up to ``n`` rows of each marginal of a split, the same ones at every call."""
+        return draw_rows(self.data.marginals(split), n, self.seed, split)
+
+    def train_dataloader(self) -> Batches:
+        training = self.trainer.lightning_module
+        return self._stream("train", getattr(training, "batches_seen", 0))
+
+    def val_dataloader(self) -> Batches:
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> Batches:
+        return self._evaluation("test")
+
+    def _stream(self, split: str, start: int = 0) -> Batches:
+        place = self._place()
+        kind = Batches if self.steps_per_epoch is None else Passes
+        return kind(
+            self.data.marginals(split), self.batch_size, self.seed, self.steps_per_epoch, start, **place
+        )
+
+    def _evaluation(self, split: str) -> Batches:
+        marginals = self.data.marginals(split)
+        rows = [len(m) // self._place()["world"] for m in marginals if hasattr(m, "__len__")]
+        size = max(1, min([self.batch_size, *rows]))
+        seed = (self.seed, split)
+        return Passes(marginals, size, seed, self.val_batches, fixed=True, **self._place())
+
+    def _place(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {"rank": 0, "world": 1}
+        return {"rank": self.trainer.global_rank, "world": self.trainer.world_size}

@@ -1,0 +1,112 @@
+"""Averaged weights that are right in validation, test, resume and load."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [p.detach() for p in module.parameters()]
+
+
+class EMA(WeightAveraging):
+    """An exponential moving average of the weights, on Lightning's ``WeightAveraging``.
+
+    The average is in the model throughout validation and after training, and is what a checkpoint's
+    ``state_dict`` holds; the raw weights go along and training resumes from them. Lightning's own
+    class loads raw weights into a test of the same Trainer, averages integer buffers, and loses
+    the raw weights in a checkpoint written after training.
+
+    Args:
+        decay: of the average, in (0, 1); ``None`` switches it off.
+    """
+
+    def __init__(self, decay: float | None = 0.999) -> None:
+        if decay is not None and not 0 < decay < 1:
+            raise ValueError(f"EMA(decay={decay}): decay must lie in (0, 1), or be null for none")
+        super().__init__(use_buffers=False)
+        self.decay = decay
+        self._average = None if decay is None else get_ema_multi_avg_fn(decay)
+        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
+        self._swapped = False
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pass  # only steps count
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.decay is not None:
+            super().setup(trainer, pl_module, stage)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._show(pl_module, average=trainer.state.fn == "fit")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._show(pl_module, average=trainer.state.fn != "fit")
+
+    # Lightning swaps around the validation *epoch*, and back before the module's own epoch end
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pass
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pass
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._show(pl_module, average=False)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._show(pl_module, average=True)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # AveragedModel.update_parameters walks the module tree at every step, half the time of a
+        # small step; the same average on lists made once
+        if self._average_model is None or trainer.global_step <= self._latest_update_step:
+            return
+        if not self._pairs:
+            self._pairs = _tensors(self._average_model.module), _tensors(pl_module)
+        averages, current = self._pairs
+        count = self._average_model.n_averaged
+        with torch.no_grad():
+            if self._latest_update_step == 0 and int(count) == 0:
+                torch._foreach_copy_(averages, current)
+            else:
+                self._average(averages, current, count)
+        count += 1
+        self._latest_update_step = trainer.global_step
+
+    def _show(self, pl_module: L.LightningModule, average: bool) -> None:
+        """Have the average (or the raw weights) in the model; the other set waits in the copy."""
+        if self._average_model is not None and self._swapped != average:
+            if int(self._average_model.n_averaged) > 0:
+                self._copy_buffers(pl_module)
+                self._swap_models(pl_module)
+            self._swapped = average
+
+    def _copy_buffers(self, pl_module: L.LightningModule) -> None:
+        """Buffers are not averaged: both sets of weights share the module's."""
+        for average, current in zip(self._average_model.module.buffers(), pl_module.buffers()):
+            average.copy_(current)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._average_model is None or int(self._average_model.n_averaged) == 0:
+            return
+        self._copy_buffers(pl_module)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._swapped:
+            average, raw = checkpoint["current_model_state"], checkpoint["state_dict"]
+            checkpoint["state_dict"], checkpoint["current_model_state"] = average, raw
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn == "fit" and self._average_model is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)

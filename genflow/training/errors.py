@@ -1,0 +1,91 @@
+"""One sentence for each mistake that a user can make before training starts."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+)
+from hydra.utils import get_class
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+SPOKEN = (ValueError, TypeError, FileNotFoundError, FloatingPointError, MisconfigurationException)
+"""Errors of parts, whose messages already are such sentences."""
+
+
+def sentence(error: BaseException) -> str | None:
+    """What to tell the user, or ``None`` for an error that deserves its traceback."""
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error)
+    if isinstance(error, MissingMandatoryValue):
+        return f"the configuration needs a value for '{error.full_key}': add {error.full_key}=..."
+    if isinstance(error, ConfigCompositionException):
+        return _bad_override(error)
+    if isinstance(error, InstantiationException):
+        return _bad_part(error)
+    if isinstance(error, (HydraException, OmegaConfBaseException, *SPOKEN)):
+        return _one_line(str(error))
+    return None
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s*\n\s*", "; ", text.strip())
+
+
+def _close(word: str, allowed: Iterable[str]) -> str:
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(word, allowed, 1)
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    return f"{hint}; allowed: {', '.join(allowed)}"
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    name = error.missing_cfg_file or "?"
+    group, _, option = str(name).rpartition("/")
+    if group and error.options:
+        return f"there is no {group} called '{option}'{_close(option, error.options)}"
+    return _one_line(str(error))
+
+
+def _bad_override(error: ConfigCompositionException) -> str:
+    cause = error.__cause__
+    parent = getattr(cause, "parent_node", None)
+    key = str(getattr(cause, "key", "") or "")
+    if parent is not None and key and hasattr(parent, "keys"):
+        keys = [str(k) for k in parent.keys() if not str(k).startswith("_")]
+        full = getattr(cause, "full_key", key)
+        where = full.rpartition(".")[0]
+        place = f"'{where}' of the configuration" if where else "the configuration"
+        return f"there is no '{key}' in {place}{_close(key, keys)}"
+    return _one_line(str(error))
+
+
+def _bad_part(error: InstantiationException) -> str:
+    """The innermost cause, with the place in the configuration and the arguments allowed there."""
+    cause: Any = error
+    while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = str(error)
+    place = re.search(r"full_key: (\S+)", text)
+    where = f" (at '{place.group(1)}' of the configuration)" if place else ""
+    if isinstance(cause, InstantiationException):
+        return _one_line(text)
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
+    target = re.search(r"target '([\w.]+)'", text)
+    if unknown and target:
+        allowed = [
+            name for name in inspect.signature(get_class(target.group(1))).parameters if name != "self"
+        ]
+        owner = target.group(1).rpartition(".")[2]
+        word = unknown.group(1)
+        return f"{owner} has no argument '{word}'{where}{_close(word, allowed)}"
+    return f"{_one_line(str(cause))}{where}"

@@ -1,0 +1,173 @@
+"""The one LightningModule: any model, any loss, any optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from genflow.data import Batch
+from genflow.distance import Distance
+from genflow.loss import Loss
+from genflow.model import Model
+from genflow.seeds import stream
+from genflow.specs import fill, spec
+from genflow.version import __version__
+
+
+def as_batch(batch: Any) -> Batch:
+    """A :class:`Batch` from what a loader yields: itself, or a plain sequence ``(x0, ..., xK)``.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(batch, Batch):
+        return batch
+    if isinstance(batch, (tuple, list)) and all(isinstance(x, Tensor) for x in batch):
+        return Batch(tuple(batch))
+    raise TypeError(
+        "a loader must yield genflow.data.Batch or a tuple of tensors (x0, x1), got "
+        f"{type(batch).__name__}"
+    )
+
+
+class Training(L.LightningModule):
+    """Fits the learner of a model with a loss.
+
+    Every draw of step ``k`` comes from a stream named by ``(seed, k)``, so that a run that is
+    killed and resumed sees the same numbers as an unbroken one.
+
+    Args:
+        model: what is trained; checkpoints describe it, and ``genflow.load`` reads them.
+        loss: called as ``loss(model.learner, *xs, cond=..., generator=...)`` with marginals in the
+            model's space.
+        optimizer: makes an optimizer from parameters, such as ``partial(Adam, lr=1e-3)``; ``None``
+            for losses that advance their learner themselves.
+        scheduler: makes a learning-rate schedule from the optimizer, stepped every step.
+        metrics: distances between samples and data, computed at validation.
+        metric_size: samples they are computed on.
+        seed: of every stream of draws.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loss: Loss,
+        optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None,
+        scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+        metrics: Mapping[str, Distance] | None = None,
+        metric_size: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.metrics, self.metric_size, self.seed = dict(metrics or {}), metric_size, seed
+        self.batches_seen, self.started = 0, False
+        self.val_loss = MeanMetric()
+        self.automatic_optimization = optimizer is not None
+        self._loss_before = spec(loss)
+        self._random_state: dict[str, Any] | None = None
+
+    def prepare(self, *xs: Tensor, cond: Tensor | None = None) -> Training:
+        """Let model and loss choose from data what was left open. :class:`DataModule` calls this."""
+        self.model.prepare(*xs)
+        self.loss.prepare(*self.model.encode(*xs), cond=cond)
+        return self
+
+    def rehearse(self, batch: Batch) -> None:
+        """One loss without gradients, so that shapes that do not fit are told before training."""
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            self._loss(batch, stream(self.seed, "rehearsal"))
+
+    def _loss(self, batch: Any, generator: torch.Generator) -> Tensor:
+        xs, cond = as_batch(batch)
+        # the loss may be any f(net, *xs); the learner of a model is a process or a network
+        return self.loss(self.model.learner, *self.model.encode(*xs), cond=cond, generator=generator)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        step = self.batches_seen
+        name = (self.seed, "loss", step, self.global_rank)
+        loss = self._loss(batch, stream(*name, device=self.device))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss is {value} at step {self.global_step} (batch {step}): check the data, "
+                "lower the learning rate or clip gradients (trainer.gradient_clip_val); "
+                "checkpoints written so far are untouched"
+            )
+        self.batches_seen += 1
+        if step % self.trainer.log_every_n_steps == 0:
+            self.log("train/loss", value, prog_bar=True)
+        if not self.automatic_optimization:
+            self._stop_manual_run()
+            return None
+        return loss
+
+    def _stop_manual_run(self) -> None:
+        """Lightning counts optimizer steps, which a loss that fits its own learner never makes."""
+        if 0 < self.trainer.max_steps <= self.batches_seen:
+            self.trainer.should_stop = True
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        draw = stream(self.seed, "val", batch_idx, self.global_rank, device=self.device)
+        self.val_loss.update(self._loss(batch, draw))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/loss", self.val_loss.compute(), sync_dist=True)
+        self.val_loss.reset()
+        data = getattr(self.trainer, "datamodule", None)
+        if self.metrics and hasattr(data, "rows"):
+            batch = data.rows("val", self.metric_size)
+            target = batch.xs[-1].to(self.device)
+            cond = batch.cond if batch.cond is None else batch.cond.to(self.device)
+            draw = stream(self.seed, "metrics", device=self.device)
+            # a finite table may be shorter than metric_size
+            samples = self.model.sample(len(target), cond=cond, generator=draw)
+            for name, distance in self.metrics.items():
+                self.log(f"val/{name}", float(distance(samples, target)), sync_dist=True, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        if self.optimizer is None:
+            return None
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError(
+                "the model has no parameters to optimise: set optimizer=null for a loss that fits "
+                "its learner itself"
+            )
+        optimizer = self.optimizer(parameters)
+        if self.scheduler is None:
+            return optimizer
+        schedule = {"scheduler": self.scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["spec"] = spec(self.model)
+        checkpoint["genflow"] = __version__
+        checkpoint["loss"] = spec(self.loss)
+        checkpoint["batches_seen"] = self.batches_seen
+        # for dropout and whatever else a network draws; our own draws are named streams
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint["random_state"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.batches_seen = checkpoint.get("batches_seen", 0)
+        self._random_state = checkpoint.get("random_state")
+        if "loss" in checkpoint:
+            fill(self.loss, self._loss_before, checkpoint["loss"])
+
+    def on_train_start(self) -> None:
+        self.started = True
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state["cpu"].cpu())
+            if "cuda" in self._random_state and self.device.type == "cuda":
+                torch.cuda.set_rng_state(self._random_state["cuda"].cpu(), self.device)
+            self._random_state = None

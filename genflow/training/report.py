@@ -1,0 +1,153 @@
+"""The numbers of a finished run: a table on the screen and ``metrics.json``."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from genflow.checks import count
+from genflow.data import Batch
+from genflow.diagnostics import energy_excess, path_report
+from genflow.distance import Wasserstein
+from genflow.seeds import stream
+from genflow.solver import Euler
+from genflow.specs import spec
+from genflow.training.module import Training
+
+PACKAGES = ("torch", "lightning", "hydra-core", "pot", "torchdiffeq")
+
+
+class Report(L.Callback):
+    """Evaluates the averaged model after training.
+
+    ``metrics.json`` then holds
+
+    - ``w2``, ``w2_euler5``: exact W2 between samples and test data, with the model's solver and
+      with five Euler steps; ``w2_floor``: the same between two samples of the data;
+    - ``path_energy``, ``straightness``, ``w2_pair`` and ``path_energy_excess`` (signed), in the
+      model's own space;
+    - ``ess`` of the coupling's weights, and its ``epsilon`` where it has one;
+    - ``train_seconds``, ``seed``, ``solver``, ``nfe``, ``ema``, ``steps``, ``parameters``,
+      ``versions``.
+
+    Args:
+        folder: where ``metrics.json`` goes.
+        n: samples of each distance; exact OT takes time cubic in it.
+    """
+
+    def __init__(self, folder: str = ".", n: int = 2000) -> None:
+        count(self, 2, n=n)
+        self.folder, self.n = folder, n
+        self.metrics: dict[str, Any] = {}
+        self._seconds, self._started = 0.0, None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._seconds + self._running()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds = state_dict["seconds"]
+
+    def _running(self) -> float:
+        return 0.0 if self._started is None else time.perf_counter() - self._started
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Training) -> None:
+        self._seconds, self._started = self._seconds + self._running(), None
+        if trainer.is_global_zero:
+            training = pl_module.model.training
+            pl_module.model.eval()
+            self.metrics = self.evaluate(trainer, pl_module)
+            pl_module.model.train(training)
+            folder = Path(self.folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
+            print("\n" + table(self.metrics))
+
+    def evaluate(self, trainer: L.Trainer, pl_module: Training) -> dict[str, Any]:
+        data, device = trainer.datamodule, pl_module.device
+        test = _to(data.rows("test", self.n), device)
+        train = _to(data.rows("train", self.n), device)
+        numbers = _distances(pl_module, test, train.xs[-1])
+        numbers |= _paths(pl_module, test)
+        # ess of a batch depends on its size: take the training's own
+        size = getattr(data, "batch_size", self.n)
+        batch = _to(data.rows("train", size), device)
+        draw = stream(pl_module.seed, "diagnose", device=device)
+        cond = batch.cond
+        numbers |= pl_module.loss.diagnose(
+            *pl_module.model.encode(*batch.xs), cond=cond, generator=draw
+        )
+        averaging = [c.decay for c in trainer.callbacks if hasattr(c, "decay")]
+        return numbers | {
+            "epsilon": _epsilon(pl_module.loss),
+            "train_seconds": round(self._seconds, 3),
+            "steps": pl_module.batches_seen,
+            "seed": pl_module.seed,
+            "solver": spec(getattr(pl_module.model, "solver", None)),
+            "ema": averaging[0] if averaging else None,
+            "parameters": sum(p.numel() for p in pl_module.model.parameters()),
+            "samples": len(test.xs[-1]),
+            "device": str(device),
+            "versions": {"genflow": version("genflow"), "python": platform.python_version()}
+            | {name: version(name) for name in PACKAGES},
+        }
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    cond = None if batch.cond is None else batch.cond.to(device)
+    return Batch(tuple(x.to(device) for x in batch.xs), cond)
+
+
+def _distances(training: Training, test: Batch, train: Tensor) -> dict[str, Any]:
+    target, model = test.xs[-1], training.model
+    distance = Wasserstein()
+    numbers: dict[str, Any] = {}
+    for name, options in (("w2", {}), ("w2_euler5", {"solver": Euler(5)})):
+        draw = stream(training.seed, "report", device=training.device)
+        solution = model.solve(len(target), cond=test.cond, generator=draw, **options)
+        numbers[name] = float(distance(solution.x, target))
+        numbers.setdefault("nfe", solution.nfe)
+    numbers["w2_floor"] = float(distance(train, target))
+    return numbers
+
+
+def _paths(training: Training, test: Batch) -> dict[str, Any]:
+    xs = training.model.encode(*test.xs)
+    n = min(len(x) for x in xs)
+    cond = None if test.cond is None else test.cond[:n]
+    draw = stream(training.seed, "paths", device=training.device)
+    found = path_report(training.model.process, xs[0][:n], cond, generator=draw)
+    pair = float(Wasserstein()(xs[0], xs[-1]))
+    return {
+        "path_energy": found.energy,
+        "straightness": found.straightness,
+        "w2_pair": pair,
+        "path_energy_excess": energy_excess(found.energy, pair),
+    }
+
+
+def _epsilon(loss: Any) -> float | None:
+    return getattr(getattr(loss, "coupling", None), "epsilon", None)
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """The numbers of a report as aligned lines."""
+    lines = []
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            value = value.get("_target_", "").rpartition(".")[2] if "_target_" in value else None
+        if value is not None:
+            lines.append(
+                f"  {name:<20} {value:.4g}" if isinstance(value, float) else f"  {name:<20} {value}"
+            )
+    return "\n".join(lines)
