@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
@@ -43,9 +44,16 @@ def flow(
 
 
 def _figure(panels: int, height: float, title: str) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Plain
 
-    # Figure, not pyplot: pyplot keeps every figure alive and may want a display
+    # not pyplot: it keeps every figure alive and may want a display; but then a notebook does not
+    # know how to show a figure, so it is told
+    class Figure(Plain):
+        def _repr_png_(self) -> bytes:
+            picture = io.BytesIO()
+            self.savefig(picture, dpi=80)
+            return picture.getvalue()
+
     figure = Figure(figsize=(3.4 * panels, height), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     if title:

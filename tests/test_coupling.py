@@ -10,6 +10,7 @@ from gaussians import bridge_cross, draw, pair
 from scipy.optimize import linear_sum_assignment
 
 from genflow.coupling import ExactOT, Gibbs, Independent, Sinkhorn, effective_sample_size
+from genflow.coupling.sinkhorn import bridge_epsilon
 
 TIGHT = {"tolerance": 1e-10, "max_iterations": 100_000}
 UNWEIGHTED = [Independent(), ExactOT(), Sinkhorn(2.0, **TIGHT)]
@@ -164,7 +165,7 @@ def test_entropic_cross_covariance_is_that_of_the_bridge(generator):
     found = torch.zeros(2, 2, dtype=torch.float64)
     for _ in range(40):
         x0, x1 = draw(law, 128, generator)
-        plan = Sinkhorn(2 * sigma**2).plan(x0, x1)
+        plan = Sinkhorn(bridge_epsilon(sigma)).plan(x0, x1)
         found += (x0 - x0.mean(0)).T @ plan @ (x1 - x1.mean(0)) / 40
     assert (found - bridge_cross(law, sigma)).abs().max() < 0.06
     assert (found - bridge_cross(law, 2**0.5 * sigma)).abs().max() > 0.06  # epsilon = sigma^2

@@ -55,8 +55,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     training = None
     try:
-        if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
-            raise FileNotFoundError(f"there is no checkpoint at ckpt_path='{cfg.ckpt_path}'")
+        _check(cfg)
         training, data, trainer = build(cfg)
         folder = Path(cfg.folder)
         if trainer.is_global_zero:
@@ -65,15 +64,26 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         trainer.fit(training, datamodule=data, ckpt_path=cfg.ckpt_path)
     except Exception as error:
         running = training is not None and training.started
-        _answer(error, keep_traceback=running and not isinstance(error, FloatingPointError))
+        _answer(error, cfg, keep_traceback=running and not isinstance(error, FloatingPointError))
     if trainer.is_global_zero:
         _farewell(folder)
     report = next((c for c in trainer.callbacks if hasattr(c, "metrics")), None)
     return report.metrics if report is not None else {}
 
 
-def _answer(error: Exception, keep_traceback: bool = False) -> None:
-    said = None if keep_traceback or os.environ.get("GENFLOW_TRACEBACK") else sentence(error)
+def _check(cfg: DictConfig) -> None:
+    """What no part checks: the numbers at the root, the file to resume from."""
+    for key, least in (("steps", 1), ("batch_size", 1), ("seed", 0)):
+        value = cfg[key]
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{key}={value!r}: {key} must be a whole number >= {least}")
+    if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint at ckpt_path='{cfg.ckpt_path}'")
+
+
+def _answer(error: Exception, cfg: DictConfig | None = None, keep_traceback: bool = False) -> None:
+    plain = keep_traceback or os.environ.get("GENFLOW_TRACEBACK")
+    said = None if plain else sentence(error, () if cfg is None else [str(k) for k in cfg])
     if said is None:
         raise error
     sys.exit(f"genflow: {said}")

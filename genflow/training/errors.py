@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from hydra.errors import (
@@ -13,25 +13,34 @@ from hydra.errors import (
     HydraException,
     InstantiationException,
     MissingConfigException,
+    OverrideParseException,
 )
 from hydra.utils import get_class
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 SPOKEN = (ValueError, TypeError, FileNotFoundError, FloatingPointError, MisconfigurationException)
 """Errors of parts, whose messages already are such sentences."""
 
 
-def sentence(error: BaseException) -> str | None:
-    """What to tell the user, or ``None`` for an error that deserves its traceback."""
+def sentence(error: BaseException, groups: Collection[str] = ()) -> str | None:
+    """What to tell the user, or ``None`` for an error that deserves its traceback.
+
+    Args:
+        error: what was raised.
+        groups: keys at the root of the configuration, by which users know its parts.
+    """
     if isinstance(error, MissingConfigException):
         return _missing_option(error)
-    if isinstance(error, MissingMandatoryValue):
-        return f"the configuration needs a value for '{error.full_key}': add {error.full_key}=..."
+    if missing := re.search(r"Missing mandatory value: ([\w.]+)", str(error)):
+        key = missing.group(1)
+        return f"the configuration needs a value for '{key}': add {key}=..."
     if isinstance(error, ConfigCompositionException):
         return _bad_override(error)
     if isinstance(error, InstantiationException):
-        return _bad_part(error)
+        return _bad_part(error, groups)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read '{error.override}' as an override; write key=value or group=option"
     if isinstance(error, (HydraException, OmegaConfBaseException, *SPOKEN)):
         return _one_line(str(error))
     return None
@@ -69,14 +78,21 @@ def _bad_override(error: ConfigCompositionException) -> str:
     return _one_line(str(error))
 
 
-def _bad_part(error: InstantiationException) -> str:
+def _place(full_key: str, groups: Collection[str]) -> str:
+    """``training.model.process.network`` is what the user overrides as ``network``."""
+    parts = full_key.split(".")
+    starts = [k for k, part in enumerate(parts) if part in groups]
+    return ".".join(parts[starts[-1] :]) if starts else full_key
+
+
+def _bad_part(error: InstantiationException, groups: Collection[str]) -> str:
     """The innermost cause, with the place in the configuration and the arguments allowed there."""
     cause: Any = error
     while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
         cause = cause.__cause__
     text = str(error)
     place = re.search(r"full_key: (\S+)", text)
-    where = f" (at '{place.group(1)}' of the configuration)" if place else ""
+    where = f" (at '{_place(place.group(1), groups)}' of the configuration)" if place else ""
     if isinstance(cause, InstantiationException):
         return _one_line(text)
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(cause))

@@ -1,0 +1,120 @@
+"""Figures: what is drawn where, for points, projections and images."""
+
+import io
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from genflow import plot
+
+SHAPES = [(1,), (2,), (5,), (1, 8, 8), (3, 8, 8), (2, 4, 4), (7, 3)]
+
+
+def cloud(n: int, *shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=50)
+    file.seek(0)
+    return matplotlib.image.imread(file)[..., :3]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("steps", [None, 3])
+def test_every_event_has_a_figure(shape, steps):
+    source, data, samples = (cloud(30, *shape, seed=k) for k in range(3))
+    path = None if steps is None else cloud(steps * 20, *shape).unflatten(0, (steps, 20))
+    figure = plot.flow(source, data, samples, path, title="a title")
+    assert isinstance(figure, Figure)
+    assert len(figure.axes) == (3 if steps is None else 4)
+    assert figure.get_suptitle() == "a title"
+    picture = pixels(figure)
+    width = picture.shape[1] // len(figure.axes)
+    for k in range(len(figure.axes)):  # no panel is blank
+        panel = picture[picture.shape[0] // 4 :, k * width : (k + 1) * width]
+        assert panel.std() > 0.01
+
+
+def test_points_are_those_given():
+    source, data, samples = (cloud(20, 2, seed=k) for k in range(3))
+    figure = plot.flow(source, data, samples)
+    for axis, points, name in zip(figure.axes, (source, data, samples), ("source", "data", "samples")):
+        assert axis.get_title() == name
+        assert np.allclose(axis.collections[0].get_offsets(), points)
+
+
+def test_trajectories_run_from_start_to_end():
+    path = cloud(5 * 6, 2).unflatten(0, (5, 6))
+    axis = plot.flow(cloud(9, 2), cloud(9, 2), cloud(9, 2), path).axes[3]
+    assert len(axis.lines) == 6
+    for k, line in enumerate(axis.lines):
+        assert np.allclose(line.get_xydata(), path[:, k])
+    starts, ends = axis.collections
+    assert np.allclose(starts.get_offsets(), path[0])
+    assert np.allclose(ends.get_offsets(), path[-1])
+
+
+def test_large_clouds_are_thinned():
+    many = cloud(plot.MOST_POINTS + 500, 2)
+    path = cloud(2 * (plot.MOST_PATHS + 9), 2).unflatten(0, (2, -1))
+    figure = plot.flow(many, many, many, path)
+    assert len(figure.axes[0].collections[0].get_offsets()) == plot.MOST_POINTS
+    assert len(figure.axes[3].lines) == plot.MOST_PATHS
+
+
+def test_many_dimensions_show_the_main_directions_of_the_data():
+    # data in a plane of five dimensions: the projection must keep their distances
+    flat = cloud(40, 2) * torch.tensor([3.0, 1.0])
+    frame, _ = torch.linalg.qr(cloud(5, 2))
+    data = flat @ frame.T
+    figure = plot.flow(cloud(40, 5), data, cloud(40, 5))
+    shown = torch.as_tensor(np.asarray(figure.axes[1].collections[0].get_offsets()))
+    assert torch.allclose(torch.pdist(shown), torch.pdist(data).double(), atol=1e-4)
+    assert "2 main directions" in figure.axes[1].get_title()
+
+
+def test_gradients_and_float64_are_no_obstacle():
+    x = cloud(8, 2).double().requires_grad_()
+    assert isinstance(plot.flow(x, x, x, x[None]), Figure)
+
+
+def test_equal_points_are_no_obstacle():
+    x = torch.ones(8, 2)
+    assert pixels(plot.flow(x, x, x)).std() > 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "image"), [((1, 8, 8), True), ((3, 4, 6), True), ((2, 8, 8), False), ((8, 8), False)]
+)
+def test_what_counts_as_an_image(shape, image):
+    assert plot.is_image(shape) is image
+
+
+def test_mosaic_puts_images_row_by_row():
+    images = torch.arange(4.0)[:, None, None, None].expand(4, 1, 2, 3)
+    picture = plot.mosaic(images, 0.0, 4.0)
+    assert picture.shape == (5, 7, 1)
+    tiles = [picture[:2, :3], picture[:2, 4:], picture[3:, :3], picture[3:, 4:]]
+    assert [float(v.unique()) for v in tiles] == [0.0, 0.25, 0.5, 0.75]
+    assert bool((picture[2] == 1).all())
+    assert bool((picture[:, 3] == 1).all())
+
+
+def test_mosaic_keeps_pixels_and_colours():
+    image = cloud(1, 3, 4, 5).sigmoid()
+    assert torch.allclose(plot.mosaic(image, 0.0, 1.0), image[0].permute(1, 2, 0))
+
+
+def test_mosaic_fills_the_square_and_clips():
+    picture = plot.mosaic(torch.tensor([-9.0, 0.0, 9.0])[:, None, None, None], -1.0, 1.0)
+    assert picture[..., 0].tolist() == [[0.0, 1.0, 0.5], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+
+
+def test_mosaic_of_a_constant_is_finite():
+    assert bool(torch.isfinite(plot.mosaic(torch.zeros(2, 1, 2, 2), 0.0, 0.0)).all())

@@ -1,0 +1,278 @@
+"""Specs and checkpoints: round trips of every part, and what a file may never do."""
+
+import dataclasses
+import importlib
+import inspect
+import os
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import genflow
+from genflow.coupling import ExactOT, Gibbs, Independent, Plan, Sinkhorn
+from genflow.distance import MMD, BuresWasserstein, EnergyDistance, Wasserstein
+from genflow.interpolant import (
+    Brownian,
+    BrownianBridge,
+    Coefficients,
+    Constant,
+    EncoderDecoder,
+    Linear,
+    PathSample,
+    Quadratic,
+    SigmaDifference,
+    SinSquared,
+    Trigonometric,
+    VariancePreserving,
+    Zero,
+)
+from genflow.loss import Matching, On, Regression, Sum
+from genflow.model import Generator
+from genflow.network import MLP, TimeFeatures
+from genflow.process import SDE
+from genflow.solver import Adaptive, Euler, Field, Heun, Solution, StochasticHeun
+from genflow.source import (
+    Checkerboard,
+    Circles,
+    EightGaussians,
+    Empirical,
+    Gaussian,
+    Moons,
+    Spiral,
+    SwissRoll,
+)
+from genflow.specs import build, fill, spec, target_name
+from genflow.target import Denoised, Drift, Noise, Rate, Score, Velocity
+from genflow.time import Beta, LogitNormal, Stratified, Uniform
+from genflow.transform import Identity, Standardise
+
+PARTS = [
+    Zero(), Constant(0.2), Brownian(0.5), Quadratic(), SinSquared(), SigmaDifference(4.0),
+    Linear(sigma=0.1), Linear(gamma=Brownian(2.0)), BrownianBridge(0.7), Trigonometric(Quadratic()),
+    VariancePreserving(Quadratic()), EncoderDecoder(SinSquared()),
+    Independent(), ExactOT("euclidean"), Sinkhorn(0.5, "euclidean", 100, 1e-4), Gibbs(0.3, 0.7),
+    Velocity(), Rate(), Noise(), Score(), Drift(0.4), Denoised(),
+    Uniform(0.01), Stratified(0.02), LogitNormal(0.1, 2.0, True, 0.03), Beta(1.5, 2.5, True, 0.01),
+    MLP(2, 8), MLP((1, 4, 4), 8, 2, "Tanh", False, 3, 5), MLP(2, 8, cond_dim=3), TimeFeatures(4),
+    Gaussian([1, 4, 4], 0.5, 2.0), Checkerboard(2.0), Circles(0.1, 0.3, 2.0), Spiral(0.2, 1.0, 3.0),
+    EightGaussians(3.0, 0.2, 5), Moons(0.1, 2.0, 0.0), SwissRoll(0.1, 0.2), Empirical(),
+    Empirical(torch.arange(6.0).reshape(3, 2)), Identity(), Standardise([1, 4, 4], "all"),
+    SDE(MLP(2, 8), 0.3), Euler(7), Heun(8), StochasticHeun(9), Adaptive(1e-3, 1e-4, "bosh3", 5),
+    MMD(0.5), MMD([0.5, 1.0], False), EnergyDistance(True), Wasserstein(1.0, False),
+    BuresWasserstein(False),
+    Generator(Gaussian(2), SDE(MLP(2, 8)), Euler(3), Standardise(2)),
+    Generator(Moons(), SDE(MLP(2, 8), 0.1), StochasticHeun(3)),
+    Matching(BrownianBridge(), Sinkhorn(2.0), Uniform(0.1), {"velocity": Velocity(), "noise": Noise()}),
+    Sum([Matching(), On("heads.score", Matching())], [1.0, 0.5]), On("denoiser", Matching()),
+]  # fmt: skip
+RECORDS = {Coefficients, Field, PathSample, Plan, Regression, Solution}
+"""Exported classes that hold results: nobody writes them into a YAML."""
+ROLES = (
+    "interpolant coupling target time network source transform process solver distance model loss"
+).split()
+
+
+class Shifted(nn.Module):
+    """A user's own module."""
+
+    def __init__(self, shift: float = 1.0) -> None:
+        super().__init__()
+        self.shift, self.layer = shift, nn.Linear(2, 2)
+
+    def forward(self, t, x, cond=None):
+        return self.layer(x) + self.shift
+
+
+class Touch:
+    """A pickle that writes a file as soon as it is read by the pickle module."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def model(dtype=torch.float32):
+    torch.manual_seed(0)
+    points = 5 + 3 * torch.randn(20, 2)
+    made = Generator(Empirical(), SDE(MLP(2, 8)), Euler(5), Standardise(2))
+    return made.to(dtype).prepare(points.to(dtype), points.to(dtype) - 3)
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda p: type(p).__name__)
+def test_every_part_is_rebuilt_from_its_description(part):
+    described = spec(part)
+    again = build(described)
+    assert type(again) is type(part) and spec(again) == described
+    if dataclasses.is_dataclass(part):
+        assert again == part
+    else:
+        again.load_state_dict(part.state_dict())
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_exported_part_is_among_them(role):
+    package = importlib.import_module(f"genflow.{role}")
+    for name in package.__all__:
+        cls = getattr(package, name)
+        if inspect.isclass(cls) and not inspect.isabstract(cls) and cls not in RECORDS:
+            assert cls in map(type, PARTS), f"add {cls.__name__} to PARTS of this test"
+            assert target_name(cls) == f"genflow.{role}.{name}"
+
+
+def test_a_description_is_plain_and_complete():
+    assert spec(Matching(coupling=Gibbs(0.2))) == {
+        "_target_": "genflow.loss.Matching",
+        "interpolant": {
+            "_target_": "genflow.interpolant.Linear",
+            "sigma": 0.0,
+            "gamma": {"_target_": "genflow.interpolant.Zero"},
+        },
+        "coupling": {
+            "_target_": "genflow.coupling.Gibbs",
+            "epsilon": 0.2,
+            "ess": 0.5,
+            "cost": "sqeuclidean",
+        },
+        "time": {"_target_": "genflow.time.Uniform", "margin": 0.0},
+        "target": {"_target_": "genflow.target.Velocity"},
+    }
+
+
+def test_torch_modules_are_described_too():
+    network = nn.Sequential(nn.Linear(2, 8, bias=False), nn.SiLU(), nn.Linear(8, 2))
+    again = build(spec(network))
+    again.load_state_dict(network.state_dict())
+    x = torch.randn(3, 2)
+    assert torch.equal(again(x), network(x)) and again[0].bias is None
+
+
+def test_what_cannot_be_described_says_so():
+    class Forgetful(nn.Module):
+        def __init__(self, size):
+            super().__init__()
+
+    with pytest.raises(TypeError, match="write self.size = size"):
+        spec(Forgetful(3))
+    with pytest.raises(TypeError, match="cannot describe a object"):
+        spec(object())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_survives_its_file(dtype, tmp_path):
+    made, path = model(dtype), tmp_path / "deep" / "model.ckpt"
+    genflow.save(made, path)
+    loaded = genflow.load(path)
+    assert spec(loaded) == spec(made) and not loaded.training and loaded.dtype == dtype
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in made.state_dict().items())
+    draws = [m.sample(7, generator=torch.Generator().manual_seed(3)) for m in (made, loaded)]
+    assert draws[0].dtype == dtype and torch.equal(*draws)
+    assert [p.name for p in path.parent.iterdir()] == ["model.ckpt"]  # nothing half-written is left
+
+
+def test_own_classes_need_trust(tmp_path):
+    made, path = Generator(Gaussian(2), SDE(Shifted(2.0)), Euler(3)), tmp_path / "own.ckpt"
+    genflow.save(made, path)
+    with pytest.raises(ValueError, match=r"'test_specs.Shifted'.*trust=\['test_specs.'\]"):
+        genflow.load(path)
+    for trust in (["test_specs."], "test_specs."):
+        loaded = genflow.load(path, trust=trust)
+        x0 = torch.ones(3, 2)
+        assert torch.equal(loaded.sample(x0=x0), made.sample(x0=x0))
+
+
+UNTRUSTED = [
+    "os.system", "builtins.exec", "genflow.specs.importlib.import_module",
+    "genflow.checkpoint.torch.load", "genflow.checkpoint.os.replace", "genflow.specs.build",
+    "genflow.specs.sys.modules", "genflow.checkpoint.Path", "torch.nn.functional.relu",
+    "torch.nn.modules.module.torch.load", "genflowish.Part", "genflow.missing.Part", "genflow.", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNTRUSTED)
+def test_untrusted_targets_are_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"asks for '{name}'"):
+        build({"_target_": "genflow.process.SDE", "network": {"_target_": name, "command": "true"}})
+
+
+def test_a_file_with_an_untrusted_target_runs_nothing(tmp_path):
+    marker = tmp_path / "marker"
+    content = {"_target_": "os.mkdir", "_args_": [str(marker)]}
+    torch.save({"spec": content, "state_dict": {}, "genflow": "0.1.0"}, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match="'os.mkdir', which lies outside the trusted prefixes"):
+        genflow.load(tmp_path / "evil.ckpt")
+    assert not marker.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("write", ["torch", "legacy", "pickle"])
+def test_pickles_never_run(write, tmp_path):
+    marker, path = tmp_path / "marker", tmp_path / "evil.ckpt"
+    content = {"spec": {"_target_": "genflow.network.MLP", "dim": 2}, "state_dict": Touch(marker)}
+    if write == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=write == "torch")
+    with pytest.raises(ValueError, match="never run"):
+        genflow.load(path)
+    assert not marker.exists()
+    if write != "pickle":  # the trap is armed: a plain load does run it
+        torch.load(path, weights_only=False)
+        assert marker.exists()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at .*missing.ckpt"):
+        genflow.load(tmp_path / "missing.ckpt")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello world", b"a: 1\n", b"\0" * 200, b"PK\x03\x04" + b"\0" * 50, b"\x80\x02."]
+)
+def test_other_files_are_no_checkpoints(content, tmp_path):
+    (tmp_path / "other").write_bytes(content)
+    with pytest.raises(ValueError, match="is no genflow checkpoint"):
+        genflow.load(tmp_path / "other")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": {}}, {"spec": {}}, 3])
+def test_other_torch_files_are_no_checkpoints(content, tmp_path):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="has no 'spec' and 'state_dict'"):
+        genflow.load(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("content", [{}, "text", {"_target_": 3}, {"_target_": "genflow.solver.Euler"}])
+def test_a_spec_that_is_no_module_is_refused(content, tmp_path):
+    torch.save({"spec": content, "state_dict": {}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="other.pt|asks for"):
+        genflow.load(tmp_path / "other.pt")
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    path = tmp_path / "model.ckpt"
+    genflow.save(model(), path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="it is damaged"):
+        genflow.load(path)
+
+
+def losses():
+    return Sum([Matching(coupling=Gibbs()), On("a", Matching(coupling=Gibbs(ess=0.9)))])
+
+
+def test_fill_restores_what_prepare_chose(generator):
+    x = torch.randn(2, 100, 2, generator=generator)
+    prepared, resumed = losses().prepare(*x), losses()
+    fill(resumed, spec(losses()), spec(prepared))
+    assert resumed == prepared and resumed.losses[0].coupling.epsilon is not None
+
+
+def test_fill_leaves_what_the_user_states(generator):
+    x = torch.randn(2, 100, 2, generator=generator)
+    prepared, stated = Matching(coupling=Gibbs()).prepare(*x), Matching(coupling=Gibbs(0.123, 0.7))
+    fill(stated, spec(stated), spec(prepared))
+    assert stated.coupling == Gibbs(0.123, 0.7)
