@@ -121,7 +121,9 @@ def test_a_report_that_fails_does_not_lose_the_model(tmp_path):
 
 
 def test_the_table_shows_every_number():
-    lines = table({"w2": 0.123456, "epsilon": None, "solver": {"_target_": "a.Heun"}, "versions": {}, "seed": 3})
+    lines = table(
+        {"w2": 0.123456, "epsilon": None, "solver": {"_target_": "a.Heun"}, "versions": {}, "seed": 3}
+    )
     assert [line.split() for line in lines.split("\n")] == [
         ["w2", "0.1235"],
         ["solver", "Heun"],

@@ -1,5 +1,6 @@
 """Couplings: marginals are kept, exact plans are exact, entropic plans are entropic."""
 
+import math
 import warnings
 
 import numpy as np
@@ -152,6 +153,24 @@ def test_the_plan_is_never_uniform_even_before_convergence(epsilon):
     # potentials of size cost / epsilon = 1e10 leave a rounding of 1e-6 in the exponent
     assert plan.isfinite().all() and (plan.sum(0) - 1 / 40).abs().max() < 1e-6 / 40
     assert (plan * matrix).sum() < 1.2 * exact < 0.6 * matrix.mean()
+
+
+def plain_updates(cost, epsilon, tolerance):
+    """Updates of both potentials that plain log-domain Sinkhorn needs."""
+    n, g, done, error = len(cost), cost.new_zeros(len(cost)), 0, math.inf
+    while error > tolerance:
+        f = -math.log(n) - torch.logsumexp(-cost / epsilon + g, 1)
+        g = -math.log(n) - torch.logsumexp(-cost / epsilon + f[:, None], 0)
+        error = ((-cost / epsilon + f[:, None] + g).exp().sum(1) - 1 / n).abs().sum() / 2
+        done += 1
+    return done
+
+
+def test_cheap_updates_count_as_much_as_exact_ones():
+    x0, x1 = batches(30, 30, dtype=torch.float64)
+    needed = plain_updates(torch.cdist(x0, x1) ** 2, 0.3, 1e-6)
+    assert needed > 200
+    Sinkhorn(0.3, tolerance=1e-6, max_iterations=needed + 21).plan(x0, x1)  # or it would warn
 
 
 def test_an_unconverged_plan_warns():

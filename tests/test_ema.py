@@ -194,9 +194,7 @@ def test_averaging_may_begin_at_a_resume(tmp_path):
     recorder, unbroken = Recorder(), Recorder()
     trainer(tmp_path, 6, [unbroken]).fit(toy(), moons())
     path = tmp_path / "model.ckpt"
-    trainer(tmp_path, 6, [EMA(DECAY), recorder]).fit(
-        toy(), moons(), ckpt_path=path, weights_only=True
-    )
+    trainer(tmp_path, 6, [EMA(DECAY), recorder]).fit(toy(), moons(), ckpt_path=path, weights_only=True)
     assert all(torch.equal(a, b) for a, b in zip(recorder.weights, unbroken.weights[3:], strict=True))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-import genflow
+import genflow.specs
 from genflow.coupling import ExactOT, Gibbs, Independent, Plan, Sinkhorn
 from genflow.distance import MMD, BuresWasserstein, EnergyDistance, Wasserstein
 from genflow.interpolant import (
@@ -196,6 +196,12 @@ UNTRUSTED = [
 def test_untrusted_targets_are_refused_by_name(name):
     with pytest.raises(ValueError, match=f"asks for '{name}'"):
         build({"_target_": "genflow.process.SDE", "network": {"_target_": name, "command": "true"}})
+
+
+def test_classes_defined_elsewhere_are_refused_under_a_trusted_name(monkeypatch):
+    monkeypatch.setattr(genflow.specs, "Borrowed", Shifted, raising=False)
+    with pytest.raises(ValueError, match="asks for 'genflow.specs.Borrowed'"):
+        build({"_target_": "genflow.specs.Borrowed"})
 
 
 def test_a_file_with_an_untrusted_target_runs_nothing(tmp_path):

@@ -142,7 +142,9 @@ def test_shapes_that_do_not_fit_are_told_before_training(tmp_path):
     assert not training.started
 
 
-@pytest.mark.parametrize("training", [toy(Normed()), toy(Dropping()), counting()], ids=["norm", "drop", "count"])
+@pytest.mark.parametrize(
+    "training", [toy(Normed()), toy(Dropping()), counting()], ids=["norm", "drop", "count"]
+)
 def test_the_rehearsal_leaves_no_trace(training):
     before = {k: v.clone() for k, v in training.state_dict().items()}
     torch.manual_seed(0)

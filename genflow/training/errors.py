@@ -33,7 +33,7 @@ def sentence(error: BaseException, groups: Collection[str] = ()) -> str | None:
     if isinstance(error, MissingConfigException):
         return _missing_option(error)
     if missing := re.search(r"Missing mandatory value: ([\w.]+)", str(error)):
-        key = missing.group(1)
+        key = _place(missing.group(1), groups)
         return f"the configuration needs a value for '{key}': add {key}=..."
     if isinstance(error, ConfigCompositionException):
         return _bad_override(error)
