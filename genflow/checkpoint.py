@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -58,20 +57,25 @@ def load(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint at '{path}'")
-    content = _read(path)
-    model = build(content["spec"], trust)
-    state = _model_state(content)
+    content = read(path)
+    model, state = build(content["spec"], trust), _model_state(content)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"'{path}' is no genflow checkpoint: its spec describes no module")
     floating = next((v.dtype for v in state.values() if v.is_floating_point()), None)
     if floating is not None:
         model.to(floating)
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in '{path}' do not fit its spec: {error}") from error
     return model.to(device).eval()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, checked."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # torch and pickle meet foreign bytes with any kind of error
         raise ValueError(
             f"'{path}' is no genflow checkpoint: it is damaged or holds pickled objects, which "
             "are never run"

@@ -101,7 +101,11 @@ def build(description: Any, trust: Iterable[str] = ()) -> Any:
             return {k: build(v, trust) for k, v in description.items()}
         arguments = {k: build(v, trust) for k, v in description.items() if k != "_target_"}
         positional = arguments.pop("_args_", [])
-        return _trusted_class(description["_target_"], prefixes)(*positional, **arguments)
+        cls = _trusted_class(str(description["_target_"]), prefixes)
+        try:
+            return cls(*positional, **arguments)
+        except TypeError as error:
+            raise ValueError(f"the checkpoint does not fit this version's classes: {error}") from error
     if isinstance(description, (list, tuple)):
         return [build(v, trust) for v in description]
     return description

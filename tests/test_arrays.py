@@ -175,7 +175,8 @@ def test_damaged_files_are_refused(folder, name, kind):
     said = str(refusal.value)
     del refusal
     gc.collect()  # now, while the warning is ignored
-    assert f"'{name}' cannot be read as a numeric array" in said
+    assert f"'{name}'" in said
+    assert "cannot be read as a numeric array" in said or "damaged" in said
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from toy_training import Dropping, moons, toy, trainer, weights
 
 from genflow.coupling import Gibbs
-from genflow.data import Digits
+from genflow.data import Arrays, Digits
 from genflow.diagnostics import path_report
 from genflow.distance import Wasserstein
 from genflow.loss import Matching
@@ -106,6 +107,15 @@ def test_networks_are_evaluated_in_eval_mode(tmp_path):
     numbers = reported(tmp_path, training, data)
     samples = training.model.eval().sample(50, generator=stream(0, "report"))
     assert numbers["w2"] == pytest.approx(float(Wasserstein()(samples, data.rows("test", 50).xs[1])))
+
+
+def test_equal_marginals_are_reported(tmp_path):
+    # W2 between them is zero, so that an excess relative to it has no value
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(100, 2)))
+    path = str(tmp_path / "x.npy")
+    numbers = reported(tmp_path, toy(), moons(Arrays(path, path)))
+    assert numbers["w2_pair"] == pytest.approx(0.0, abs=1e-6)
+    assert numbers["path_energy"] > 0
 
 
 class Failing(Report):

@@ -183,7 +183,7 @@ def test_laws_without_a_density_say_so(make):
         (lambda: EightGaussians(std=-1.0), "std must be positive"),
         (lambda: EightGaussians(modes=0), "modes must be a whole number"),
         (lambda: Moons(noise=-0.1), "noise must be zero or positive"),
-        (lambda: Circles(factor=0.0), "factor must be positive"),
+        (lambda: Circles(factor=0.0), "factor must lie"),
         (lambda: Circles(factor=1.5), "factor must"),
         (lambda: Checkerboard(0.0), "scale must be positive"),
         (lambda: SwissRoll(scale=0.0), "scale must be positive"),

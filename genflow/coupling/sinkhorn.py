@@ -47,8 +47,7 @@ def sinkhorn_log_plan(
     n, m = cost.shape
     log_a, log_b = -math.log(n), -math.log(m)
     kernel = -cost / epsilon
-    f, g = cost.new_zeros(n), cost.new_zeros(m)
-    done = 0
+    f, g, done = _warm_start(cost, epsilon, max_iterations // 4)
     while True:
         f = log_a - torch.logsumexp(kernel + g, 1)
         g = log_b - torch.logsumexp(kernel + f[:, None], 0)
@@ -66,6 +65,25 @@ def sinkhorn_log_plan(
         step_f, step_g = u.log(), v.log()
         if bool(torch.isfinite(step_f).all()) and bool(torch.isfinite(step_g).all()):
             f, g = f + step_f, g + step_g
+
+
+def _warm_start(cost: Tensor, epsilon: float, budget: int) -> tuple[Tensor, Tensor, int]:
+    """Potentials in units of ``epsilon`` from a falling ladder of temperatures.
+
+    At a temperature far below the costs, updates from zero creep; from the potentials of four times
+    the temperature they need a few (epsilon scaling).
+    """
+    n, m = cost.shape
+    f, g, done = cost.new_zeros(n), cost.new_zeros(m), 0
+    rung = float(cost.mean()) / 16
+    while rung > epsilon and done < budget:
+        for _ in range(BURST // 2):
+            f = -math.log(n) - torch.logsumexp(g - cost / rung, 1)
+            g = -math.log(m) - torch.logsumexp(f[:, None] - cost / rung, 0)
+            done += 1
+        step = max(epsilon, rung / 4)
+        f, g, rung = f * (rung / step), g * (rung / step), step
+    return (f, g, done) if rung <= epsilon else (f * (rung / epsilon), g * (rung / epsilon), done)
 
 
 @dataclass(frozen=True)
@@ -104,6 +122,8 @@ class Sinkhorn(Coupling):
         """
         check_marginals("Sinkhorn", x0, x1)
         cost = pair_cost(self.cost, x0, x1)
+        if not bool(torch.isfinite(cost).all()):
+            raise ValueError("Sinkhorn: the cost between the batches is not finite; check x0 and x1")
         log_plan, error = sinkhorn_log_plan(cost, self.epsilon, self.max_iterations, self.tolerance)
         if not error <= self.tolerance:
             warnings.warn(

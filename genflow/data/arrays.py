@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,12 +46,19 @@ def open_array(path: str, key: str | None = None) -> np.ndarray:
     file = find_file(path)
     if file.suffix not in (".npy", ".npz"):
         raise ValueError(f"'{file}' is no .npy or .npz file; save your array with numpy.save")
+    if file.suffix == ".npz" and not zipfile.is_zipfile(file):  # np.load would leave it open
+        raise ValueError(f"'{file}' cannot be read as a numeric array: it is no .npz archive")
     try:
         content = np.load(file, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"'{file}' cannot be read as a numeric array: {error}") from error
     if file.suffix == ".npy":
         return content
+    with content:
+        return _member(content, file, key)
+
+
+def _member(content: Any, file: Path, key: str | None) -> np.ndarray:
     keys = list(content.keys())
     if key is None and len(keys) == 1:
         key = keys[0]
@@ -124,6 +133,11 @@ class Arrays(Data):
     def _open(self, path: str, name: str) -> np.ndarray:
         array = open_array(path, self.key)
         check_array(array, f"Arrays: {name} ('{path}')")
+        if round(len(array) * self.holdout) < 1:
+            raise ValueError(
+                f"Arrays: {name} ('{path}') has {len(array)} rows, too few to hold out "
+                f"{self.holdout:g} of them for validation and test each; raise holdout or add rows"
+            )
         return array
 
     def _cond(self, n: int) -> np.ndarray:
@@ -132,6 +146,11 @@ class Arrays(Data):
             raise ValueError(
                 f"Arrays: cond ('{self.cond}') has shape {cond.shape} and dtype {cond.dtype}, "
                 f"expected {n} rows of labels or vectors like x1"
+            )
+        if cond.dtype.kind == "f" and not np.isfinite(cond).all():
+            bad = int(np.argmin(np.isfinite(cond).reshape(n, -1).all(1)))
+            raise ValueError(
+                f"Arrays: cond ('{self.cond}') holds a value that is not finite, first in row {bad}"
             )
         return cond.astype(np.int64) if cond.dtype.kind in "iu" else cond.astype(np.float32)
 

@@ -12,6 +12,11 @@ from genflow.checks import positive
 from genflow.distance.base import Distance, flat_pair
 
 
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    # cdist's default multiplies matrices from 25 points on and cancels far from the origin
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def _within(kernel: Tensor, unbiased: bool) -> Tensor:
     """Mean of a kernel matrix of one sample, without its diagonal if unbiased."""
     if not unbiased:
@@ -34,8 +39,8 @@ class EnergyDistance(Distance):
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         x, y = flat_pair(self, x, y)
-        cross = 2 * torch.cdist(x, y).mean()
-        within = [_within(torch.cdist(z, z), self.unbiased) for z in (x, y)]
+        cross = 2 * _distances(x, y).mean()
+        within = [_within(_distances(z, z), self.unbiased) for z in (x, y)]
         return cross - within[0] - within[1]
 
 
@@ -64,7 +69,7 @@ class MMD(Distance):
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         x, y = flat_pair(self, x, y)
-        squares = [torch.cdist(a, b) ** 2 for a, b in ((x, y), (x, x), (y, y))]
+        squares = [_distances(a, b) ** 2 for a, b in ((x, y), (x, x), (y, y))]
         scale = self._scale(x, y)
 
         def kernel(square: Tensor) -> Tensor:

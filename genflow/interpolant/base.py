@@ -40,6 +40,7 @@ class PathSample:
         noise: the standard normal ``z`` that was added, ``(B, *d)``; zeros on a path of zero width.
         gamma, dgamma, gamma_dgamma: width, its rate and their product, broadcast as
             ``(B, 1, ..., 1)``.
+        stochastic: whether the path has a width at all.
     """
 
     t: Tensor
@@ -50,6 +51,7 @@ class PathSample:
     gamma: Tensor
     dgamma: Tensor
     gamma_dgamma: Tensor
+    stochastic: bool = True
 
     @property
     def velocity(self) -> Tensor:
@@ -65,7 +67,7 @@ class PathSample:
         Raises:
             ValueError: on a path of zero width, which has no density to take the score of.
         """
-        if not bool((self.gamma > 0).any()):
+        if not self.stochastic:
             raise ValueError(
                 "a path of zero width has no score: use an interpolant with gamma, such as "
                 "Linear(gamma=Brownian()) or BrownianBridge(sigma)"
@@ -132,4 +134,5 @@ class Affine(Interpolant):
             x = x + c.gamma * noise
         else:
             noise = x1.new_zeros(()).expand_as(x1)
-        return PathSample(t, x, (x0, x1), rate, noise, c.gamma, c.dgamma, c.gamma_dgamma)
+        width = c.gamma, c.dgamma, c.gamma_dgamma
+        return PathSample(t, x, (x0, x1), rate, noise, *width, self.stochastic)

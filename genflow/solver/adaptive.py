@@ -57,8 +57,11 @@ class Adaptive(Solver):
             )
         field = Field(process, cond)
         points = grid if trajectory else grid[[0, -1]]
-        # torchdiffeq steps in the dtype of the times: float64 keeps small steps apart
+        # torchdiffeq steps in the dtype of the times: float64 keeps small steps apart; and it
+        # interpolates the last state, at an order below the method's, unless a step must end there
+        points = points.to(x.device)
         path = odeint(
-            field.drift, x, points.to(x.device), rtol=self.rtol, atol=self.atol, method=self.method
-        )
+            field.drift, x, points, rtol=self.rtol, atol=self.atol, method=self.method,
+            options={"step_t": points[-1:]},
+        )  # fmt: skip
         return Solution(path[-1], grid, field.calls, path if trajectory else None)

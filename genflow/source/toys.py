@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from genflow.checks import count, non_negative, positive
+from genflow.checks import between, count, non_negative, positive
 from genflow.source.base import Source
 
 
@@ -85,7 +85,8 @@ class Circles(Source):
     def __init__(self, noise: float = 0.05, factor: float = 0.5, scale: float = 3.0) -> None:
         super().__init__()
         non_negative(self, noise=noise)
-        positive(self, factor=factor, scale=scale)
+        positive(self, scale=scale)
+        between(self, 0, 1, factor=factor)
         self.noise, self.factor, self.scale = noise, factor, scale
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -117,8 +118,8 @@ class Checkerboard(Source):
     def log_prob(self, x: Tensor) -> Tensor:
         cell = ((x / self.scale + 1) * 2).floor()
         inside = ((cell >= 0) & (cell < 4)).all(1) & ((cell.sum(1) % 2) == 0)
-        density = -math.log(2 * self.scale**2)
-        return torch.where(inside, density, -math.inf).to(x.dtype)
+        density = torch.full_like(x[:, 0], -math.log(2 * self.scale**2))
+        return density.masked_fill(~inside, -math.inf)
 
 
 class SwissRoll(Source):

@@ -28,15 +28,27 @@ class Checkpoint(LightningCheckpoint):
         super().__init__()
         count(self, every=every)
         self.folder, self.every = folder, every
+        self._last_saved, self._finished = 0, False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last_saved, self._finished = pl_module.batches_seen, False
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if pl_module.batches_seen % self.every == 0:
+        # gradients that are still being accumulated are in no checkpoint: save between steps
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if stepped and pl_module.batches_seen - self._last_saved >= self.every:
+            self._last_saved = pl_module.batches_seen
             self._save(trainer, "last.ckpt")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer, "model.ckpt")
+        self._finished = True
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._finished:  # a finished run that was resumed makes no further step
+            self.on_train_end(trainer, pl_module)
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         partial = Path(self.folder) / f"{name}.partial"

@@ -17,9 +17,10 @@ import hydra
 import lightning as L
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from genflow.checkpoint import read
 from genflow.coupling.sinkhorn import bridge_epsilon
 from genflow.data.arrays import event_shape
 from genflow.training.errors import sentence
@@ -32,7 +33,9 @@ def conf_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-OmegaConf.register_new_resolver("event_shape", event_shape, replace=True)
+OmegaConf.register_new_resolver(
+    "event_shape", lambda path, key=None: ListConfig(event_shape(path, key)), replace=True
+)
 OmegaConf.register_new_resolver("bridge_epsilon", bridge_epsilon, replace=True)
 
 
@@ -61,6 +64,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        if cfg.ckpt_path is not None:
+            check_resume(Path(cfg.ckpt_path), training)
         trainer.fit(training, datamodule=data, ckpt_path=cfg.ckpt_path)
     except Exception as error:
         running = training is not None and training.started
@@ -79,6 +84,27 @@ def _check(cfg: DictConfig) -> None:
             raise ValueError(f"{key}={value!r}: {key} must be a whole number >= {least}")
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"there is no checkpoint at ckpt_path='{cfg.ckpt_path}'")
+
+
+def check_resume(path: Path, training: L.LightningModule) -> None:
+    """Refuse a file that this run cannot go on from.
+
+    Raises:
+        ValueError: if it is damaged, no checkpoint of a run, or of a model of other shape.
+    """
+    content = read(path)
+    if "loops" not in content:
+        raise ValueError(
+            f"'{path}' holds a model alone; to resume, name a last.ckpt or model.ckpt of a run"
+        )
+    stored = content["state_dict"]
+    for name, value in training.state_dict().items():
+        if name not in stored or stored[name].shape != value.shape:
+            there = f"shape {tuple(stored[name].shape)}" if name in stored else "absent"
+            raise ValueError(
+                f"'{path}' is of another model: '{name}' is {there} there and has shape "
+                f"{tuple(value.shape)} here; resume with the overrides of that run (its config.yaml)"
+            )
 
 
 def _answer(error: Exception, cfg: DictConfig | None = None, keep_traceback: bool = False) -> None:

@@ -44,10 +44,12 @@ class EMA(WeightAveraging):
             super().setup(trainer, pl_module, stage)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._show(pl_module, average=trainer.state.fn == "fit")
+        if trainer.state.fn == "fit":
+            self._show(pl_module, average=True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._show(pl_module, average=trainer.state.fn != "fit")
+        if trainer.state.fn == "fit":
+            self._show(pl_module, average=False)
 
     # Lightning swaps around the validation *epoch*, and back before the module's own epoch end
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -61,6 +63,9 @@ class EMA(WeightAveraging):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._show(pl_module, average=True)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._show(pl_module, average=True)  # a finished run that is resumed does not train
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

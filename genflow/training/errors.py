@@ -41,6 +41,8 @@ def sentence(error: BaseException, groups: Collection[str] = ()) -> str | None:
         return _bad_part(error, groups)
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}' as an override; write key=value or group=option"
+    if inner := re.match(r"\w+ raised while resolving interpolation: (.*)", str(error)):
+        return inner.group(1)
     if isinstance(error, (HydraException, OmegaConfBaseException, *SPOKEN)):
         return _one_line(str(error))
     return None

@@ -34,7 +34,8 @@ class Figures(L.Callback):
             step = pl_module.batches_seen
             self._write(trainer, pl_module, Path("figures") / f"step_{step:07d}.png", f"step {step}")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Training) -> None:
+    # after on_train_end, where the checkpoint is written: a figure that fails must not lose it
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Training) -> None:
         if trainer.is_global_zero:
             self._write(trainer, pl_module, Path("samples.png"), "")
 

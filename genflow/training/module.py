@@ -81,9 +81,18 @@ class Training(L.LightningModule):
         return self
 
     def rehearse(self, batch: Batch) -> None:
-        """One loss without gradients, so that shapes that do not fit are told before training."""
+        """One loss without gradients, so that shapes that do not fit are told before training.
+
+        It leaves no trace: the model is in eval mode, and a loss that fits its own learner is left
+        alone, since one call of it is an iteration.
+        """
+        if not self.automatic_optimization:
+            return
+        training = self.model.training
+        self.model.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             self._loss(batch, stream(self.seed, "rehearsal"))
+        self.model.train(training)
 
     def _loss(self, batch: Any, generator: torch.Generator) -> Tensor:
         xs, cond = as_batch(batch)
@@ -115,12 +124,15 @@ class Training(L.LightningModule):
             self.trainer.should_stop = True
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if not self.automatic_optimization:  # calling such a loss would be a training iteration
+            return
         draw = stream(self.seed, "val", batch_idx, self.global_rank, device=self.device)
         self.val_loss.update(self._loss(batch, draw))
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val/loss", self.val_loss.compute(), sync_dist=True)
-        self.val_loss.reset()
+        if self.automatic_optimization:
+            self.log("val/loss", self.val_loss.compute(), sync_dist=True)
+            self.val_loss.reset()
         data = getattr(self.trainer, "datamodule", None)
         if self.metrics and hasattr(data, "rows"):
             batch = data.rows("val", self.metric_size)
@@ -166,6 +178,8 @@ class Training(L.LightningModule):
 
     def on_train_start(self) -> None:
         self.started = True
+        if not self.automatic_optimization:
+            self._stop_manual_run()
         if self._random_state is not None:
             torch.set_rng_state(self._random_state["cpu"].cpu())
             if "cuda" in self._random_state and self.device.type == "cuda":

@@ -64,6 +64,9 @@ class Report(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Training) -> None:
         self._seconds, self._started = self._seconds + self._running(), None
+
+    # after on_train_end, where the checkpoint is written: a report that fails must not lose it
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Training) -> None:
         if trainer.is_global_zero:
             training = pl_module.model.training
             pl_module.model.eval()
@@ -135,7 +138,7 @@ def _paths(training: Training, test: Batch) -> dict[str, Any]:
         "straightness": found.straightness,
         "w2_pair": pair,
         "bures_pair": float(BuresWasserstein()(xs[0], xs[-1])),
-        "path_energy_excess": None if noisy else energy_excess(found.energy, pair),
+        "path_energy_excess": None if noisy or pair == 0 else energy_excess(found.energy, pair),
     }
 
 
