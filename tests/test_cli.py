@@ -192,10 +192,13 @@ def test_a_damaged_checkpoint_is_told(cli, capsys, tmp_path):
 
 
 def test_a_checkpoint_of_another_model_is_told(cli, capsys):
-    cli("experiment=cfm", "network.width=16")
-    said = refusal(cli, capsys, "experiment=cfm", "network.width=32", "ckpt_path=run/model.ckpt")
-    assert "run/model.ckpt" in said
-    assert "first.weight" in said
+    cli("experiment=cfm", "network.width=16", "network.depth=3")
+    for key, other in (("width", 32), ("depth", 4), ("depth", 2)):
+        sizes = {"width": 16, "depth": 3} | {key: other}
+        overrides = [f"network.{k}={v}" for k, v in sizes.items()]
+        said = refusal(cli, capsys, "experiment=cfm", *overrides, "ckpt_path=run/model.ckpt")
+        assert "run/model.ckpt" in said
+        assert "model.process.network." in said
 
 
 def test_a_mistake_ends_the_process_with_one_line(tmp_path):

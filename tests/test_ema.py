@@ -198,6 +198,13 @@ def test_averaging_may_begin_at_a_resume(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(recorder.weights, unbroken.weights[3:], strict=True))
 
 
+def test_one_callback_may_serve_two_fits(tmp_path):
+    ema, training, recorder = EMA(DECAY), toy(), Recorder()
+    trainer(tmp_path, 3, [ema]).fit(training, moons())
+    trainer(tmp_path, 5, [ema, recorder]).fit(training, moons())
+    assert torch.allclose(weights(training), average(recorder.weights), atol=1e-6)
+
+
 @pytest.mark.parametrize("decay", [0, 1, -0.1, 2])
 def test_decay_is_a_fraction(decay):
     with pytest.raises(ValueError, match=rf"EMA\(decay={decay}\): decay must lie in \(0, 1\)"):

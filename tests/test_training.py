@@ -1,6 +1,7 @@
 """The training loop: equal to a loop written by hand, with errors told before and during it."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -64,6 +65,14 @@ def test_the_seed_names_every_draw(tmp_path):
         found.append(weights(training))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_schedules_move_at_every_step(tmp_path):
+    cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=8)
+    run = trainer(tmp_path, 4, accumulate_grad_batches=2)
+    run.fit(toy(scheduler=cosine), moons())
+    # a quarter wave after half of T_max, counted in optimizer steps and not in batches
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-2 / 2)
 
 
 def test_the_loss_decreases(tmp_path):

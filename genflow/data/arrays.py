@@ -106,7 +106,8 @@ class Arrays(Data):
         x1: path of the data side, ``(N, *dims)``.
         x0: a source, or the path of the source side.
         cond: path of the conditions of ``x1``: integer labels ``(N,)`` or vectors ``(N, k)``.
-        key: name of the array inside ``.npz`` files.
+        key: name of the array of ``x1`` (and ``x0``) inside ``.npz`` files.
+        cond_key: name of the conditions inside an ``.npz`` file.
         holdout: fraction for validation and for test, each.
     """
 
@@ -114,6 +115,7 @@ class Arrays(Data):
     x0: Source | str
     cond: str | None = None
     key: str | None = None
+    cond_key: str | None = None
     holdout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -141,7 +143,7 @@ class Arrays(Data):
         return array
 
     def _cond(self, n: int) -> np.ndarray:
-        cond = open_array(self.cond)
+        cond = open_array(self.cond, self.cond_key)
         if len(cond) != n or cond.dtype.kind not in "iuf":
             raise ValueError(
                 f"Arrays: cond ('{self.cond}') has shape {cond.shape} and dtype {cond.dtype}, "

@@ -97,14 +97,24 @@ def check_resume(path: Path, training: L.LightningModule) -> None:
         raise ValueError(
             f"'{path}' holds a model alone; to resume, name a last.ckpt or model.ckpt of a run"
         )
-    stored = content["state_dict"]
-    for name, value in training.state_dict().items():
-        if name not in stored or stored[name].shape != value.shape:
-            there = f"shape {tuple(stored[name].shape)}" if name in stored else "absent"
+    here = {name: tuple(v.shape) for name, v in training.state_dict().items()}
+    there = {name: tuple(v.shape) for name, v in content["state_dict"].items()}
+    for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name) and not _awaits_data(training, name):
             raise ValueError(
-                f"'{path}' is of another model: '{name}' is {there} there and has shape "
-                f"{tuple(value.shape)} here; resume with the overrides of that run (its config.yaml)"
+                f"'{path}' is of another model: the shape of '{name}' is {there.get(name, 'absent')} "
+                f"there and {here.get(name, 'absent')} here; resume with the overrides of that run "
+                "(its config.yaml)"
             )
+
+
+def _awaits_data(training: L.LightningModule, name: str) -> bool:
+    """Whether ``name`` is a buffer that ``prepare`` is yet to fill."""
+    owner, _, buffer = name.rpartition(".")
+    try:
+        return training.get_submodule(owner)._buffers.get(buffer, name) is None
+    except AttributeError:
+        return False
 
 
 def _answer(error: Exception, cfg: DictConfig | None = None, keep_traceback: bool = False) -> None:
@@ -128,7 +138,7 @@ def _farewell(folder: Path) -> None:
 
 def _quiet() -> None:
     """Silence hints that do not apply: our streams are resumable and come in ready batches."""
-    for hint in ("does not have many workers", "dataloader is not resumable", "isinstance.treespec"):
+    for hint in ("does not have many workers", "dataloader is not resumable", "returned `None`"):
         warnings.filterwarnings("ignore", f".*{hint}.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 

@@ -91,3 +91,12 @@ class DataModule(L.LightningDataModule):
         if self.trainer is None:
             return {"rank": 0, "world": 1}
         return {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
+
+
+def needs_rows(callback: L.Callback, trainer: L.Trainer) -> None:
+    """Refuse to train with loaders alone where a callback evaluates on held-out rows."""
+    if not isinstance(trainer.datamodule, DataModule):
+        raise ValueError(
+            f"{type(callback).__name__} evaluates on the held-out rows of a genflow DataModule: pass "
+            "trainer.fit(training, datamodule=DataModule(data)), or leave the callback out"
+        )

@@ -40,8 +40,9 @@ class EMA(WeightAveraging):
         pass  # only steps count
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self.decay is not None:
+        if self.decay is not None and stage == "fit":
             super().setup(trainer, pl_module, stage)
+            self._pairs, self._swapped, self._latest_update_step = None, False, 0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
@@ -113,5 +114,9 @@ class EMA(WeightAveraging):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.state.fn == "fit" and self._average_model is not None:
+        if trainer.state.fn != "fit":
+            return
+        if self._average_model is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        elif "current_model_state" in checkpoint:  # averaging was switched off: go on from raw
+            pl_module.load_state_dict(checkpoint["current_model_state"])

@@ -10,6 +10,7 @@ import lightning as L
 from genflow import plot
 from genflow.checks import count
 from genflow.seeds import stream
+from genflow.training.datamodule import needs_rows
 from genflow.training.module import Training
 
 
@@ -33,6 +34,9 @@ class Figures(L.Callback):
         if self.at_validation and not trainer.sanity_checking and trainer.is_global_zero:
             step = pl_module.batches_seen
             self._write(trainer, pl_module, Path("figures") / f"step_{step:07d}.png", f"step {step}")
+
+    def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
+        needs_rows(self, trainer)
 
     # after on_train_end, where the checkpoint is written: a figure that fails must not lose it
     def on_fit_end(self, trainer: L.Trainer, pl_module: Training) -> None:

@@ -69,7 +69,7 @@ class Training(L.LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.metrics, self.metric_size, self.seed = dict(metrics or {}), metric_size, seed
         self.batches_seen, self.started = 0, False
-        self.val_loss = MeanMetric()
+        self.mean_loss = MeanMetric()
         self.automatic_optimization = optimizer is not None
         self._loss_before = spec(loss)
         self._random_state: dict[str, Any] | None = None
@@ -124,25 +124,39 @@ class Training(L.LightningModule):
             self.trainer.should_stop = True
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        if not self.automatic_optimization:  # calling such a loss would be a training iteration
-            return
-        draw = stream(self.seed, "val", batch_idx, self.global_rank, device=self.device)
-        self.val_loss.update(self._loss(batch, draw))
+        self._evaluate(batch, batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
+
+    def _evaluate(self, batch: Any, batch_idx: int) -> None:
+        if not self.automatic_optimization:  # calling such a loss would be a training iteration
+            return
+        draw = stream(self.seed, "evaluation", batch_idx, self.global_rank, device=self.device)
+        self.mean_loss.update(self._loss(batch, draw))
+
+    def _log_evaluation(self, split: str) -> None:
         if self.automatic_optimization:
-            self.log("val/loss", self.val_loss.compute(), sync_dist=True)
-            self.val_loss.reset()
+            self.log(f"{split}/loss", self.mean_loss.compute())
+            self.mean_loss.reset()
         data = getattr(self.trainer, "datamodule", None)
         if self.metrics and hasattr(data, "rows"):
-            batch = data.rows("val", self.metric_size)
+            batch = data.rows(split, self.metric_size)
             target = batch.xs[-1].to(self.device)
             cond = batch.cond if batch.cond is None else batch.cond.to(self.device)
             draw = stream(self.seed, "metrics", device=self.device)
             # a finite table may be shorter than metric_size
             samples = self.model.sample(len(target), cond=cond, generator=draw)
             for name, distance in self.metrics.items():
-                self.log(f"val/{name}", float(distance(samples, target)), sync_dist=True, prog_bar=True)
+                self.log(
+                    f"{split}/{name}", float(distance(samples, target)), sync_dist=True, prog_bar=True
+                )
 
     def configure_optimizers(self) -> Any:
         if self.optimizer is None:

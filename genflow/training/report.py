@@ -20,6 +20,7 @@ from genflow.distance import BuresWasserstein, Wasserstein
 from genflow.seeds import stream
 from genflow.solver import Euler
 from genflow.specs import spec
+from genflow.training.datamodule import needs_rows
 from genflow.training.module import Training
 
 PACKAGES = ("torch", "lightning", "hydra-core", "pot", "torchdiffeq")
@@ -65,9 +66,13 @@ class Report(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: Training) -> None:
         self._seconds, self._started = self._seconds + self._running(), None
 
+    def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
+        needs_rows(self, trainer)
+
     # after on_train_end, where the checkpoint is written: a report that fails must not lose it
     def on_fit_end(self, trainer: L.Trainer, pl_module: Training) -> None:
         if trainer.is_global_zero:
+            print(f"\nevaluating {self.n} samples against test data ...", flush=True)
             training = pl_module.model.training
             pl_module.model.eval()
             self.metrics = self.evaluate(trainer, pl_module)
