@@ -138,11 +138,11 @@ class Training(L.LightningModule):
     def _evaluate(self, batch: Any, batch_idx: int) -> None:
         if not self.automatic_optimization:  # calling such a loss would be a training iteration
             return
-        draw = stream(self.seed, "evaluation", batch_idx, self.global_rank, device=self.device)
+        draw = stream(self.seed, "val", batch_idx, self.global_rank, device=self.device)
         self.mean_loss.update(self._loss(batch, draw))
 
     def _log_evaluation(self, split: str) -> None:
-        if self.automatic_optimization:
+        if self.mean_loss.update_called:
             self.log(f"{split}/loss", self.mean_loss.compute())
             self.mean_loss.reset()
         data = getattr(self.trainer, "datamodule", None)
