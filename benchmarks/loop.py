@@ -1,7 +1,8 @@
 """What the training loop costs: a Lightning step of genflow against a hand-written loop.
 
 Both sides run the same batches, network, loss and optimizer in the same process, in turns; the
-bar is refreshed every 20 steps and metrics are logged every 50, on both sides. Run it with
+bar is refreshed every 20 steps and metrics are logged every 50, on both sides. Times are lower
+quartiles over blocks of 100 steps (of 5 for the large network). Run it with
 
     python -m benchmarks.loop
 
@@ -40,18 +41,19 @@ def adam(parameters) -> torch.optim.Optimizer:
 
 
 class Clock(L.Callback):
-    """Seconds from the end of one step to the end of another."""
+    """Notes the time at the end of every block of steps."""
 
-    def __init__(self, first: int, last: int) -> None:
-        self.first, self.last, self.seconds = first, last, {}
+    def __init__(self, block: int) -> None:
+        self.block, self.marks = block, []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if batch_idx in (self.first, self.last):
-            self.seconds[batch_idx] = time.perf_counter()
+        if (batch_idx + 1) % self.block == 0:
+            self.marks.append(time.perf_counter())
 
-    @property
-    def step(self) -> float:
-        return (self.seconds[self.last] - self.seconds[self.first]) / (self.last - self.first)
+
+def durations(marks: list[float], block: int) -> list[float]:
+    """Seconds a step of each block but the first, which warms up."""
+    return [(b - a) / block for a, b in zip(marks[1:-1], marks[2:])]
 
 
 def parts(width: int, depth: int) -> tuple[MLP, Matching, Simulated]:
@@ -59,30 +61,28 @@ def parts(width: int, depth: int) -> tuple[MLP, Matching, Simulated]:
     return MLP(2, width, depth), Matching(coupling=Gibbs(16.0)), Simulated(EightGaussians(), Moons())
 
 
-def by_lightning(width: int, depth: int, batch: int, steps: int, warm: int, ema: bool) -> float:
+def by_lightning(width: int, depth: int, batch: int, steps: int, block: int, ema: bool) -> list[float]:
     net, loss, data = parts(width, depth)
-    clock = Clock(warm - 1, warm + steps - 1)
+    clock = Clock(block)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         trainer = L.Trainer(
-            accelerator="cpu", max_steps=warm + steps, log_every_n_steps=50, num_sanity_val_steps=0,
+            accelerator="cpu", max_steps=steps, log_every_n_steps=50, num_sanity_val_steps=0,
             val_check_interval=10**9, check_val_every_n_epoch=None, enable_checkpointing=False,
             enable_model_summary=False, logger=CSVLogger(folder), default_root_dir=folder,
             callbacks=[Progress(20), clock, *([EMA(0.999)] if ema else [])],
         )  # fmt: skip
         model = Generator(EightGaussians(), SDE(net), Heun())
         trainer.fit(Training(model, loss, adam), datamodule=DataModule(data, batch))
-    return clock.step
+    return durations(clock.marks, block)
 
 
-def by_hand(width: int, depth: int, batch: int, steps: int, warm: int, ema: bool) -> float:
+def by_hand(width: int, depth: int, batch: int, steps: int, block: int, ema: bool) -> list[float]:
     net, loss, data = parts(width, depth)
     optimizer, stream = adam(net.parameters()), iter(Batches(data.marginals("train"), batch))
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.999)) if ema else None
-    generator, log = torch.Generator().manual_seed(0), []
-    bar = tqdm(total=warm + steps, file=io.StringIO())
-    for step in range(warm + steps):
-        if step == warm:
-            start = time.perf_counter()
+    generator, log, marks = torch.Generator().manual_seed(0), [], []
+    bar = tqdm(total=steps, file=io.StringIO())
+    for step in range(1, steps + 1):
         xs, _ = next(stream)
         value = loss(net, *xs, generator=generator)
         optimizer.zero_grad()
@@ -94,28 +94,32 @@ def by_hand(width: int, depth: int, batch: int, steps: int, warm: int, ema: bool
             bar.update(20)
         if step % 50 == 0:
             log.append(value.item())
-    return (time.perf_counter() - start) / steps
+        if step % block == 0:
+            marks.append(time.perf_counter())
+    return durations(marks, block)
 
 
-def compare(width: int, depth: int, batch: int, steps: int, rounds: int, ema: bool) -> None:
-    warm = max(5, steps // 10)
-    arguments = (width, depth, batch, steps, warm, ema)
-    pairs = [(by_hand(*arguments), by_lightning(*arguments)) for _ in range(rounds)]
-    hand, ours = (statistics.median(side) for side in zip(*pairs))
-    ratio = statistics.median(b / a for a, b in pairs)
+def compare(width: int, depth: int, batch: int, steps: int, block: int, rounds: int, ema: bool) -> None:
+    sides: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):  # in turns, so that a slow spell of the machine meets both
+        for side, run in zip(sides, (by_hand, by_lightning)):
+            side.extend(run(width, depth, batch, steps, block, ema))
+    # the lower quartile: on a shared machine noise only ever adds time
+    hand, ours = (statistics.quantiles(side, n=4)[0] for side in sides)
     name = f"{width} x {depth} MLP, batch {batch}{', EMA' if ema else ''}"
-    print(f"{name:<34} hand {hand * 1e3:8.3f} ms   genflow {ours * 1e3:8.3f} ms   ratio {ratio:.2f}")
+    times = f"hand {hand * 1e3:7.3f} ms   genflow {ours * 1e3:7.3f} ms"
+    print(f"{name:<34} {times}   ratio {ours / hand:.2f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     _quiet()
-    compare(64, 3, 256, 1000, rounds, ema=False)
-    compare(64, 3, 256, 1000, rounds, ema=True)
-    compare(768, 4, 2048, 20, rounds, ema=False)
+    compare(64, 3, 256, 600, 100, rounds, ema=False)
+    compare(64, 3, 256, 600, 100, rounds, ema=True)
+    compare(512, 4, 1024, 40, 5, rounds, ema=False)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,29 @@ MOST_POINTS = 2000
 MOST_PATHS = 150
 
 
+def curve(steps: list[int], losses: list[float], evaluations: dict[str, list[tuple]]) -> Any:
+    """Training loss over steps, and each evaluation in a panel of its own.
+
+    Args:
+        steps, losses: of the training loss.
+        evaluations: name to ``(step, value)`` pairs.
+
+    Returns:
+        A matplotlib figure.
+    """
+    figure, axes = _figure(1 + len(evaluations), 3.0, "")
+    axes[0].plot(steps, losses, lw=0.8, color=COLOURS["source"])
+    axes[0].set_title("training loss of single batches")
+    for axis, (name, pairs) in zip(axes[1:], evaluations.items()):
+        axis.plot(*zip(*pairs), marker="o", ms=3, color=COLOURS["samples"])
+        axis.set_title(name)
+        axis.set_ylim(bottom=0)
+    for axis in axes:
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    return figure
+
+
 def is_image(shape: tuple[int, ...]) -> bool:
     """Whether events look like images: ``(1 or 3, h, w)``."""
     return len(shape) == 3 and shape[0] in (1, 3)
@@ -97,6 +120,8 @@ def _plane(data: Tensor) -> tuple[Any, str]:
         return lambda x: x.flatten(1), ""
     mean = flat.mean(0)
     directions = torch.linalg.svd(flat - mean, full_matrices=False).Vh[:2].T
+    if directions.shape[1] == 1:  # a single point spans no plane
+        directions = torch.cat([directions, torch.zeros_like(directions)], 1)
     return lambda x: (x.flatten(1) - mean) @ directions, " (2 main directions)"
 
 

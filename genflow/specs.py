@@ -59,7 +59,10 @@ def spec(part: Any) -> Any:
     if dataclasses.is_dataclass(part) and not isinstance(part, type):
         names = [f.name for f in dataclasses.fields(part) if f.init]
         return {"_target_": target_name(type(part))} | {n: spec(getattr(part, n)) for n in names}
-    raise TypeError(f"genflow.spec cannot describe a {type(part).__name__}: {part!r}")
+    raise TypeError(
+        f"genflow.spec cannot describe a {type(part).__name__} ({part!r}): parts are dataclasses or "
+        "torch.nn modules that keep their arguments under their own names"
+    )
 
 
 def _describe_module(part: nn.Module) -> dict[str, Any]:
@@ -147,6 +150,8 @@ def fill(part: Any, before: Any, stored: Any) -> None:
         for child, old, new in zip(part, before, stored):
             fill(child, old, new)
     elif dataclasses.is_dataclass(part) and isinstance(stored, Mapping):
+        if stored.get("_target_") != before.get("_target_"):  # another part took its place
+            return
         for field in dataclasses.fields(part):
             old, new = before.get(field.name), stored.get(field.name)
             if old is None and isinstance(new, (bool, int, float, str)):

@@ -37,8 +37,15 @@ def sum_event(x: Tensor) -> Tensor:
 
 
 def as_shape(dim: int | Sequence[int]) -> tuple[int, ...]:
-    """An event shape from ``2`` or ``[1, 8, 8]``."""
-    return (dim,) if isinstance(dim, int) else tuple(dim)
+    """An event shape from ``2`` or ``[1, 8, 8]``.
+
+    Raises:
+        ValueError: unless all sizes are positive whole numbers.
+    """
+    shape = tuple(dim) if isinstance(dim, Sequence) and not isinstance(dim, str) else (dim,)
+    if not shape or not all(type(size) is int and size > 0 for size in shape):
+        raise ValueError(f"dim={dim!r}: dim must be a positive whole number or a list of them")
+    return shape
 
 
 def draw_device(generator: torch.Generator | None, device: torch.device) -> torch.device:

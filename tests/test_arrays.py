@@ -200,7 +200,7 @@ def test_marginals_of_different_shapes_are_refused(folder):
 
 @pytest.mark.parametrize("holdout", [0, 0.5, -0.1, 1])
 def test_holdout_leaves_something_to_train_on(folder, holdout):
-    with pytest.raises(ValueError, match=r"holdout must lie in \(0, 0.5\)"):
+    with pytest.raises(ValueError, match=r"holdout must lie strictly between 0 and 0.5"):
         Arrays(saved("x.npy", NORMAL), Gaussian(3), holdout=holdout)
 
 

@@ -12,12 +12,14 @@ from genflow.coupling import Gibbs
 from genflow.data import Arrays, Digits
 from genflow.diagnostics import path_report
 from genflow.distance import Wasserstein
+from genflow.interpolant import BrownianBridge
 from genflow.loss import Matching
 from genflow.network import MLP
 from genflow.process import SDE
 from genflow.seeds import stream
 from genflow.solver import Euler, StochasticHeun
-from genflow.source import Gaussian
+from genflow.source import Empirical, Gaussian
+from genflow.target import Drift
 from genflow.training import EMA, Checkpoint, Figures, Progress, Report
 from genflow.training.report import table
 
@@ -79,7 +81,7 @@ def test_settings_are_reported(tmp_path):
 
 
 def test_noisy_models_have_no_straightness(tmp_path):
-    training = toy()
+    training = toy(loss=Matching(BrownianBridge(0.5), target=Drift(0.5)))
     training.model.process = SDE(training.model.process.network, sigma=0.5)
     numbers = reported(tmp_path, training)
     assert numbers["straightness"] is None
@@ -113,7 +115,9 @@ def test_equal_marginals_are_reported(tmp_path):
     # W2 between them is zero, so that an excess relative to it has no value
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(100, 2)))
     path = str(tmp_path / "x.npy")
-    numbers = reported(tmp_path, toy(), moons(Arrays(path, path)))
+    training = toy()
+    training.model.source = Empirical()
+    numbers = reported(tmp_path, training, moons(Arrays(path, path)))
     assert numbers["w2_pair"] == pytest.approx(0.0, abs=1e-6)
     assert numbers["path_energy"] > 0
 
@@ -172,7 +176,7 @@ def test_tensorboard_gets_numbers_and_a_figure(tmp_path):
     scalars = events.Tags()["scalars"]
     assert {"train/loss", "val/loss", "val/w2"} <= set(scalars)
     assert len(events.Scalars("train/loss")) == 3
-    assert events.Tags()["images"] == ["samples"]
+    assert events.Tags()["images"] == ["samples", "loss"]
 
 
 def test_csv_gets_numbers(tmp_path):

@@ -28,8 +28,9 @@ DECAY = 0.7
 def average(history: list[torch.Tensor], decay: float = DECAY) -> torch.Tensor:
     """The moving average by hand; it starts at the weights after the first step."""
     out = history[0]
-    for current in history[1:]:
-        out = decay * out + (1 - decay) * current
+    for n, current in enumerate(history[1:], 1):
+        held = min(decay, (1 + n) / (10 + n))
+        out = held * out + (1 - held) * current
     return out
 
 

@@ -1,7 +1,9 @@
 """Resumed runs equal unbroken ones bit for bit, whatever a run is made of."""
 
+import math
 from functools import partial
 
+import lightning as L
 import pytest
 import torch
 from toy_training import Dropping, Normed, counting, equal, moons, stored, toy, trainer
@@ -13,14 +15,16 @@ from genflow.distance import EnergyDistance
 from genflow.interpolant import BrownianBridge
 from genflow.loss import Matching
 from genflow.network import MLP
+from genflow.process import SDE
 from genflow.source import Gaussian, Moons
 from genflow.target import Drift
 from genflow.time import LogitNormal
 from genflow.training import EMA, Checkpoint
+from genflow.training.schedule import Cosine
 from genflow.transform import Standardise
 
 STEPS = 10
-cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=STEPS)
+cosine = partial(Cosine, steps=STEPS)
 
 
 class Rows(Data):
@@ -46,7 +50,9 @@ def normed():
 
 def bridge():
     loss = Matching(BrownianBridge(1.0), Sinkhorn(2.0), LogitNormal(), Drift(1.0))
-    return toy(loss=loss), moons(), {}
+    training = toy(loss=loss)
+    training.model.process = SDE(training.model.process.network, 1.0)
+    return training, moons(), {}
 
 
 def weighted():
@@ -112,6 +118,27 @@ def test_a_finished_run_can_be_prolonged(tmp_path, make):
     unbroken = train(make, whole, STEPS, 1000)
     finished = train(make, half, 6, 1000)
     agree(unbroken, train(make, rest, STEPS, 1000, finished))
+
+
+class Rates(L.Callback):
+    def __init__(self) -> None:
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, *_) -> None:
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def test_a_finished_cosine_is_prolonged_on_the_longer_curve(tmp_path):
+    # the shorter run's own curve ends at rate zero; nothing of it may stay in the checkpoint
+    def short():
+        return toy(scheduler=partial(Cosine, steps=6)), moons(), {}
+
+    finished = train(short, tmp_path / "half", 6, 1000)
+    folder, rates = tmp_path / "rest", Rates()
+    run = trainer(folder, STEPS, [EMA(0.8), Checkpoint(str(folder)), rates])
+    run.fit(toy(scheduler=cosine), moons(), ckpt_path=finished, weights_only=True)
+    assert len(rates.seen) == STEPS - 6
+    assert rates.seen[-1] == pytest.approx(0.01 * (1 + math.cos(math.pi * 9 / STEPS)) / 2)
 
 
 def test_a_run_killed_during_its_report_can_be_finished(tmp_path):

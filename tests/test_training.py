@@ -29,7 +29,7 @@ from genflow.distance import Wasserstein
 from genflow.loss import Matching
 from genflow.network import MLP
 from genflow.seeds import stream
-from genflow.source import EightGaussians, Gaussian
+from genflow.source import Gaussian
 from genflow.training import Checkpoint, Figures, Report
 from genflow.training.module import as_batch
 
@@ -208,7 +208,7 @@ def test_labels_reach_the_network(tmp_path):
 def test_tables_shorter_than_every_size_train(tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 2)))
     training = toy(metrics={"w2": Wasserstein()})
-    data = moons(Arrays(str(tmp_path / "x.npy"), EightGaussians()), batch_size=32)
+    data = moons(Arrays(str(tmp_path / "x.npy"), Gaussian(2)), batch_size=32)
     folder = str(tmp_path)
     trainer(tmp_path, 3, [Report(folder), Figures(folder)]).fit(training, data)
     assert json.loads((tmp_path / "metrics.json").read_text())["samples"] == 4

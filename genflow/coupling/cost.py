@@ -27,7 +27,7 @@ def check_cost(owner: object, cost: Cost) -> None:
 def row_cost(cost: Cost, x: Tensor, y: Tensor) -> Tensor:
     """Cost of row ``i`` of ``x`` with row ``i`` of ``y``: ``(B,)``."""
     if callable(cost):
-        return cost(x, y)
+        return _checked(cost(x, y), len(x))
     square = sum_event((x - y) ** 2)
     return square if cost == "sqeuclidean" else square.sqrt()
 
@@ -36,10 +36,24 @@ def pair_cost(cost: Cost, x: Tensor, y: Tensor) -> Tensor:
     """Cost of every row of ``x (n, *d)`` with every row of ``y (m, *d)``: ``(n, m)`` in float64."""
     if callable(cost):
         rows, columns = x.repeat_interleave(len(y), 0), y.repeat(len(x), *[1] * (y.ndim - 1))
-        return cost(rows, columns).double().reshape(len(x), len(y))
+        return _finite(_checked(cost(rows, columns), len(rows)).double().reshape(len(x), len(y)))
     x, y = x.flatten(1).double(), y.flatten(1).double()
     centre = x.mean(0)  # keeps the products small where both clouds lie far from the origin
     x, y = x - centre, y - centre
     square = torch.addmm((y * y).sum(1), x, y.mT, alpha=-2).add_((x * x).sum(1, keepdim=True))
-    square = square.clamp_min_(0)
+    square = _finite(square).clamp_min_(0)
     return square if cost == "sqeuclidean" else square.sqrt()
+
+
+def _checked(values: Tensor, n: int) -> Tensor:
+    if values.shape != (n,):
+        raise ValueError(
+            f"the cost function returned shape {tuple(values.shape)} for {n} rows, expected ({n},)"
+        )
+    return values
+
+
+def _finite(values: Tensor) -> Tensor:
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError("the cost between the samples is not finite: they hold NaN or huge values")
+    return values

@@ -43,6 +43,8 @@ def epsilon_for(cost: Tensor, ess: float) -> float:
         ValueError: if all costs are equal, so that every temperature gives uniform weights.
     """
     cost = cost.double()
+    if not bool(torch.isfinite(cost).all()):
+        raise ValueError("Gibbs: the costs of the pilot are not finite; do the data hold NaN?")
     spread = float(cost.std())
     if not spread > 1e-12 * max(1.0, float(cost.abs().max())):
         raise ValueError(
@@ -66,6 +68,8 @@ class Gibbs(Coupling):
 
     >>> plan = Gibbs(epsilon=0.2)(x0, x1)                  # doctest: +SKIP
     >>> coupling = Gibbs(ess=0.5).prepare(all_x0, all_x1)  # doctest: +SKIP
+
+    An epsilon once chosen stays: make a new ``Gibbs`` for other data.
 
     Args:
         epsilon: temperature, positive; ``None`` lets :meth:`prepare` choose it.

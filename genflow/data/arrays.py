@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from genflow.checks import between
 from genflow.data.base import Data, Table, split_rows
 from genflow.source import Source
 
@@ -78,10 +79,10 @@ def check_array(array: np.ndarray, name: str) -> None:
     """
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name} holds {array.dtype}, expected real numbers")
-    if array.ndim < 2 or len(array) == 0:
+    if array.ndim < 2 or array.size == 0:
         raise ValueError(
             f"{name} has shape {array.shape}, expected (N, *dims) with N >= 1 and at least one "
-            "event dimension"
+            "event dimension, none of them 0"
         )
     if array.dtype.kind != "f":
         return
@@ -119,8 +120,7 @@ class Arrays(Data):
     holdout: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.holdout < 0.5:
-            raise ValueError(f"Arrays(holdout={self.holdout}): holdout must lie in (0, 0.5)")
+        between(self, 0, 0.5, holdout=self.holdout)
         data = self._open(self.x1, "x1")
         cond = None if self.cond is None else self._cond(len(data))
         start = self._open(self.x0, "x0") if isinstance(self.x0, str) else self.x0

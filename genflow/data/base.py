@@ -24,6 +24,11 @@ class Batch(NamedTuple):
     xs: tuple[Tensor, ...]
     cond: Tensor | None = None
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        cond = None if self.cond is None else self.cond.to(device)
+        return Batch(tuple(x.to(device) for x in self.xs), cond)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -62,7 +67,8 @@ def _take(values: Tensor | np.ndarray, rows: Tensor) -> Tensor:
     # a file is read in order; the batch gets its random order back, else coupled marginals that
     # are both sorted would no longer be independent
     order = rows.argsort()
-    block = torch.from_numpy(np.ascontiguousarray(values[rows[order].numpy()]))
+    block = np.ascontiguousarray(values[rows[order].numpy()])
+    block = torch.from_numpy(block.astype(block.dtype.newbyteorder("="), copy=False))
     return block[order.argsort()]
 
 

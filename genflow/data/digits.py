@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from genflow.checks import between
 from genflow.data.base import Data, Table, split_rows
 from genflow.source import Source
 
@@ -25,8 +26,7 @@ class Digits(Data):
     holdout: float = 0.15
 
     def __post_init__(self) -> None:
-        if not 0 < self.holdout < 0.5:
-            raise ValueError(f"Digits(holdout={self.holdout}): holdout must lie in (0, 0.5)")
+        between(self, 0, 0.5, holdout=self.holdout)
 
     def marginals(self, split: str) -> tuple[Source | Table, ...]:
         from sklearn.datasets import load_digits

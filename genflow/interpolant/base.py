@@ -62,7 +62,7 @@ class PathSample:
     def score(self) -> Tensor:
         r"""Conditional score :math:`-z/\gamma`; its mean given ``x`` is the score of the marginal.
 
-        Where :math:`\gamma` vanishes (the ends) it is bounded by the square root of ``finfo.eps``.
+        Where :math:`\gamma` is zero (at the ends) the square root of ``finfo.eps`` stands for it.
 
         Raises:
             ValueError: on a path of zero width, which has no density to take the score of.
@@ -76,8 +76,8 @@ class PathSample:
 
 
 def width_floor(gamma: Tensor) -> Tensor:
-    """``gamma`` kept off zero so that a division by it stays finite at the ends."""
-    return gamma.clamp_min(torch.finfo(gamma.dtype).eps ** 0.5)
+    """``gamma`` with its zeros, at the ends of a path, replaced so that a division stays finite."""
+    return gamma.masked_fill(gamma == 0, torch.finfo(gamma.dtype).eps ** 0.5)
 
 
 class Interpolant(ABC):

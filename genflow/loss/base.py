@@ -32,6 +32,14 @@ class Loss(ABC):
             generator: where all draws come from: equal states give equal values.
         """
 
+    def check(self, learner: Learner) -> None:
+        """Refuse a learner that would be fitted to something else than it is sampled by.
+
+        Raises:
+            ValueError: with what is allowed.
+        """
+        return None
+
     def prepare(self, *xs: Tensor, cond: Tensor | None = None) -> Loss:
         """Choose from data what was left open (epsilon of ``Gibbs``); returns the loss itself."""
         return self

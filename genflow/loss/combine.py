@@ -32,6 +32,10 @@ class Sum(Loss):
                 f"Sum: {len(self.weights)} weights for {len(self.losses)} losses; give one each"
             )
 
+    def check(self, learner: Learner) -> None:
+        for loss in self.losses:
+            loss.check(learner)
+
     def prepare(self, *xs: Tensor, cond: Tensor | None = None) -> Sum:
         for loss in self.losses:
             loss.prepare(*xs, cond=cond)

@@ -15,7 +15,8 @@ from torch import Tensor
 from genflow.coupling import Coupling, Independent, effective_sample_size
 from genflow.interpolant import Interpolant, Linear, PathSample
 from genflow.loss.base import Learner, Loss
-from genflow.target import Target, Velocity
+from genflow.process import SDE
+from genflow.target import Denoised, Drift, Noise, Rate, Score, Target, Velocity
 from genflow.tensors import check_marginals, mean_event
 from genflow.time import Time, Uniform
 
@@ -69,6 +70,23 @@ class Matching(Loss):
             if not isinstance(target, Target):
                 raise TypeError(f"Matching(target={target!r}): target must be a Target")
             target.check(self.interpolant)
+
+    def check(self, learner: Learner) -> None:
+        if not isinstance(learner, SDE) or self._fits(learner.sigma):
+            return
+        want = "target=velocity" if learner.sigma == 0 else f"target=drift with sigma={learner.sigma}"
+        raise ValueError(
+            f"an SDE(sigma={learner.sigma}) is sampled by its drift, which target {self.target} on "
+            f"{self.interpolant} does not learn: use {want}, or another sigma of the process"
+        )
+
+    def _fits(self, sigma: float) -> bool:
+        if isinstance(self.target, Drift):
+            return self.target.sigma == sigma
+        if isinstance(self.target, Rate):  # without width it is the velocity
+            return sigma == 0 and not getattr(self.interpolant, "stochastic", True)
+        known = isinstance(self.target, (Denoised, Noise, Score, Mapping))
+        return not known and (sigma == 0 or not isinstance(self.target, Velocity))
 
     def prepare(self, *xs: Tensor, cond: Tensor | None = None) -> Matching:
         for part in (self.interpolant, self.coupling, self.time):

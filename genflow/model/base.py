@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -33,5 +34,7 @@ class Model(nn.Module, ABC):
         return self._anchor().dtype
 
     def _anchor(self) -> Tensor:
-        tensors = (*self.parameters(), *self.buffers())
-        return next((v for v in tensors if v.is_floating_point()), torch.zeros(()))
+        for tensor in chain(self.parameters(), self.buffers()):  # lazily: asked at every step
+            if tensor.is_floating_point():
+                return tensor
+        return torch.zeros(())

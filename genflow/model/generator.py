@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -50,6 +51,8 @@ class Generator(Model):
         return self
 
     def encode(self, *xs: Tensor) -> tuple[Tensor, ...]:
+        dtype = self.dtype
+        xs = tuple(x.to(dtype) for x in xs)
         if self.transform is None:
             return xs
         start = xs[0] if self.source.latent else self.transform(xs[0])
@@ -84,8 +87,9 @@ class Generator(Model):
             epsilon: stochasticity, for processes that leave it open (stochastic interpolants).
             solver: another solver than the model's own.
             generator: where all draws come from.
-            trajectory: return the states on the whole grid, in data units.
-            reverse: run from data back to the source.
+            trajectory: return the states on the whole grid, all of them in data units.
+            reverse: run from data back to the source; without ``trajectory`` the result is in
+                the source's units, which differ where the source is latent and data are transformed.
             batch_size: how many samples are run at a time; all at once if absent.
             progress: show a progress bar.
 
@@ -132,6 +136,8 @@ class Generator(Model):
             )
         solver = self._solver(solver, steps, times)
         grid = solver.grid(self.process, times, reverse)
+        if reverse != bool(grid[0] > grid[-1]):
+            raise ValueError("times must fall with reverse=True, and rise without")
         n = self._size(n, x0, cond, reverse)
         start = self._start(n, x0, generator, reverse)
         cond = cond if cond is None else torch.as_tensor(cond, device=self.device)
@@ -185,9 +191,9 @@ class Generator(Model):
         if reverse and x0 is None:
             raise ValueError("reverse=True starts from data: pass them as x0=")
         size = next(iter(sizes.values()))
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if not hasattr(size, "__index__") or isinstance(size, bool) or size < 1:
             raise ValueError(f"sample: n must be a whole number >= 1, got {size!r}")
-        return size
+        return operator.index(size)
 
     def _start(
         self, n: int, x0: Tensor | None, generator: torch.Generator | None, reverse: bool

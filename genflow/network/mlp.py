@@ -13,6 +13,17 @@ from genflow.network.time import TimeFeatures
 from genflow.tensors import as_shape, batch_time
 
 
+def _activation(name: str) -> nn.Module:
+    found = getattr(nn.modules.activation, str(name), None)
+    try:
+        return found()
+    except TypeError as error:
+        raise ValueError(
+            f"MLP(activation={name!r}): activation must name an activation of torch.nn that needs no "
+            "arguments, such as 'SiLU', 'SELU', 'GELU' or 'Tanh'"
+        ) from error
+
+
 class MLP(nn.Module):
     """A residual MLP ``f(t, x, cond) -> (B, *dim)`` for events of any shape.
 
@@ -44,11 +55,9 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         count(self, width=width, depth=depth)
-        if not isinstance(getattr(nn, activation, None), type):
-            raise ValueError(
-                f"MLP(activation={activation!r}): activation must name a class of torch.nn, such "
-                "as 'SiLU', 'SELU', 'GELU' or 'Tanh'"
-            )
+        for name, size in (("classes", classes), ("cond_dim", cond_dim)):
+            if size is not None:
+                count(self, **{name: size})
         if classes is not None and cond_dim is not None:
             raise ValueError("MLP: give classes (labels) or cond_dim (vectors), not both")
         self.dim = dim
@@ -64,7 +73,7 @@ class MLP(nn.Module):
         self.first = nn.Linear(size + self.time.size + extra, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.last = nn.Linear(width, size)
-        self.act = getattr(nn, activation)()
+        self.act = _activation(activation)
 
     def forward(self, t: Tensor | float, x: Tensor, cond: Tensor | None = None) -> Tensor:
         if x.shape[1:] != self.shape:
@@ -92,6 +101,12 @@ class MLP(nn.Module):
                 raise ValueError(
                     f"MLP(classes={self.classes}): cond must be integers of shape "
                     f"({len(x)},), got {cond.dtype} {tuple(cond.shape)}"
+                )
+            on_cpu = cond.device.type == "cpu"  # elsewhere the look would wait for the device
+            if on_cpu and len(cond) and not 0 <= int(cond.min()) <= int(cond.max()) < self.classes:
+                raise ValueError(
+                    f"MLP(classes={self.classes}): labels must lie in 0..{self.classes - 1}, got "
+                    f"{int(cond.min())}..{int(cond.max())}"
                 )
             return [self.label(cond)]
         if cond.shape != (len(x), self.cond_dim):

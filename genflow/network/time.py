@@ -24,7 +24,8 @@ class TimeFeatures(nn.Module):
         count(self, 0, frequencies=frequencies)
         self.frequencies = frequencies
         self.size = 1 + 2 * frequencies
-        waves = math.pi * torch.arange(1, frequencies + 1, dtype=torch.get_default_dtype())
+        # whole numbers, exact in every dtype a module may be cast to
+        waves = torch.arange(1, frequencies + 1, dtype=torch.get_default_dtype())
         self.register_buffer("waves", waves, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -32,5 +33,5 @@ class TimeFeatures(nn.Module):
         t = t[:, None]
         if self.frequencies == 0:
             return t
-        phase = t * self.waves
+        phase = math.pi * (t * self.waves)
         return torch.cat([t, phase.cos(), phase.sin()], 1)

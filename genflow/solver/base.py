@@ -40,6 +40,11 @@ class Field:
         self.process, self.cond, self.calls = process, cond, 0
         self.stochastic = process.stochastic
 
+    @classmethod
+    def of(cls, process: Process | Field) -> Field:
+        """The field itself, or a bare process bound to no condition."""
+        return process if isinstance(process, Field) else cls(process)
+
     def drift(self, t: float | Tensor, x: Tensor) -> Tensor:
         self.calls += 1
         return self.process.drift(self._rows(t, x), x, self.cond)
@@ -127,7 +132,12 @@ class Stepper(Solver):
 
     @abstractmethod
     def step(
-        self, process: Field, s: float, t: float, x: Tensor, generator: torch.Generator | None
+        self,
+        process: Process | Field,
+        s: float,
+        t: float,
+        x: Tensor,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """States at ``t`` from states ``x`` at ``s``; ``t < s`` runs backwards."""
 

@@ -26,8 +26,14 @@ class Euler(Stepper):
         count(self, steps=self.steps)
 
     def step(
-        self, process: Field, s: float, t: float, x: Tensor, generator: torch.Generator | None
+        self,
+        process: Process | Field,
+        s: float,
+        t: float,
+        x: Tensor,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
+        process = Field.of(process)
         moved = x + (t - s) * process.drift(s, x)
         return moved + process.noise(s, t, x, generator) if process.stochastic else moved
 
@@ -53,8 +59,14 @@ class Heun(Stepper):
         return super().grid(process, times, reverse)
 
     def step(
-        self, process: Field, s: float, t: float, x: Tensor, generator: torch.Generator | None
+        self,
+        process: Process | Field,
+        s: float,
+        t: float,
+        x: Tensor,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
+        process = Field.of(process)
         first = process.drift(s, x)
         second = process.drift(t, x + (t - s) * first)
         return x + (t - s) / 2 * (first + second)
@@ -75,8 +87,14 @@ class StochasticHeun(Stepper):
         count(self, steps=self.steps)
 
     def step(
-        self, process: Field, s: float, t: float, x: Tensor, generator: torch.Generator | None
+        self,
+        process: Process | Field,
+        s: float,
+        t: float,
+        x: Tensor,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
+        process = Field.of(process)
         noise = process.noise(s, t, x, generator)
         first = process.drift(s, x)
         second = process.drift(t, x + (t - s) * first + noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,13 +16,15 @@ class Empirical(Source):
 
     Args:
         points: ``(N, *d)``, or only their shape (filled by ``load``), or ``None`` (filled by
-            :meth:`prepare` from the training data's source side).
+            :meth:`prepare` from the training data's source side, of which a run hands over up to
+            20,000 rows).
     """
 
     def __init__(self, points: Tensor | Sequence[int] | None = None) -> None:
         super().__init__()
         if points is not None and not isinstance(points, Tensor):
-            points = torch.zeros(tuple(points))
+            whole = all(isinstance(size, int) for size in points)
+            points = torch.full(tuple(points), math.nan) if whole else torch.tensor(points)
         if points is not None and (points.ndim < 2 or len(points) == 0):
             raise ValueError(
                 f"Empirical: points have shape {tuple(points.shape)}, expected (N, *d) with N >= 1"

@@ -84,7 +84,8 @@ class LogitNormal(Time):
 
     Args:
         mean, std: of the logit.
-        reweight: weight by the inverse density, so that only the variance changes.
+        reweight: weight by the inverse density, so that only the variance changes. With ``std``
+            well below 1 the ends are hardly ever drawn and the estimate misses them.
         margin: distance kept from both ends.
     """
 

@@ -6,6 +6,7 @@ training starts; errors of a running training keep their traceback.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import sys
@@ -78,12 +79,23 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 def _check(cfg: DictConfig) -> None:
     """What no part checks: the numbers at the root, the file to resume from."""
+    known = known_keys()
+    for key in map(str, cfg):
+        if key not in known and (near := difflib.get_close_matches(key, known, 1, 0.75)):
+            raise ValueError(f"there is no '{key}' in the configuration (did you mean '{near[0]}'?)")
     for key, least in (("steps", 1), ("batch_size", 1), ("seed", 0)):
         value = cfg[key]
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{key}={value!r}: {key} must be a whole number >= {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
+            raise ValueError(f"{key}={value!r}: {key} must be a whole number >= {least}, below 2^32")
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(f"there is no checkpoint at ckpt_path='{cfg.ckpt_path}'")
+
+
+def known_keys() -> set[str]:
+    """Keys at the root of the shipped configuration; users may add their own."""
+    shipped = OmegaConf.load(conf_dir() / "train.yaml")
+    groups = [str(next(iter(entry))) for entry in shipped.defaults if isinstance(entry, DictConfig)]
+    return {str(key) for key in shipped} | {g.rpartition("@")[2] for g in groups} | {"dim"}
 
 
 def check_resume(path: Path, training: L.LightningModule) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import lightning as L
+import torch
 
 from genflow.checks import count
-from genflow.data import Batch, Batches, Data, Passes, draw_rows
+from genflow.data import Batch, Batches, Data, Passes, Table, draw_rows
+from genflow.model import Model
+from genflow.source import Empirical, Source
+from genflow.specs import spec
 from genflow.training.module import Training
 
 PILOT = 20_000
@@ -55,9 +59,13 @@ class DataModule(L.LightningDataModule):
                 "steps_per_epoch, or measure the run in trainer.max_steps"
             )
         if isinstance(training, Training):
-            pilot = self.rows("train", PILOT)
+            check_start(self.data.marginals("train")[0], training.model)
+            pilot = self.rows("train", PILOT).to(training.model.device)
             training.prepare(*pilot.xs, cond=pilot.cond)
-            training.rehearse(first)
+            training.rehearse(first.to(training.model.device))
+            if pilot.cond is not None and not pilot.cond.is_floating_point():
+                labels = torch.stack([pilot.cond.min(), pilot.cond.max()])  # a batch may miss them
+                training.rehearse(Batch(tuple(x[:2] for x in pilot.xs), labels))
 
     def rows(self, split: str, n: int) -> Batch:
         """Up to ``n`` rows of each marginal of a split, the same ones at every call."""
@@ -91,6 +99,27 @@ class DataModule(L.LightningDataModule):
         if self.trainer is None:
             return {"rank": 0, "world": 1}
         return {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
+
+
+def check_start(start: Source | Table, model: Model) -> None:
+    """Refuse data whose source side is not where the model will start.
+
+    Raises:
+        ValueError: if the two differ; an ``Empirical`` source takes its points from the data.
+    """
+    source = getattr(model, "source", None)
+    if source is None or isinstance(source, Empirical):
+        return
+    if isinstance(start, Table):
+        raise ValueError(
+            f"x0 of the data is a file but the model starts from {type(source).__name__}: set "
+            "source=empirical, which takes its points from the data"
+        )
+    if spec(start) != spec(source):
+        raise ValueError(
+            f"x0 of the data is {spec(start)} but the model starts from {spec(source)}; they must be "
+            "the same source"
+        )
 
 
 def needs_rows(callback: L.Callback, trainer: L.Trainer) -> None:

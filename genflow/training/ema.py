@@ -8,7 +8,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
@@ -24,7 +23,8 @@ class EMA(WeightAveraging):
     the raw weights in a checkpoint written after training.
 
     Args:
-        decay: of the average, in (0, 1); ``None`` switches it off.
+        decay: of the average, in (0, 1), reached as ``(1 + n) / (10 + n)`` grows over the updates
+            ``n``; ``None`` switches it off.
     """
 
     def __init__(self, decay: float | None = 0.999) -> None:
@@ -32,7 +32,6 @@ class EMA(WeightAveraging):
             raise ValueError(f"EMA(decay={decay}): decay must lie in (0, 1), or be null for none")
         super().__init__(use_buffers=False)
         self.decay = decay
-        self._average = None if decay is None else get_ema_multi_avg_fn(decay)
         self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
         self._swapped = False
 
@@ -76,14 +75,15 @@ class EMA(WeightAveraging):
         if self._average_model is None or trainer.global_step <= self._latest_update_step:
             return
         if not self._pairs:
+            self._average_model.to(pl_module.dtype)  # "64-true" converts after the copy was made
             self._pairs = _tensors(self._average_model.module), _tensors(pl_module)
-        averages, current = self._pairs
         count = self._average_model.n_averaged
+        seen = int(count)
+        # the first average is the weights themselves; then the window grows with the run, so that
+        # a short run does not show its beginning
+        weight = 1.0 if seen == 0 else 1 - min(self.decay, (1 + seen) / (10 + seen))
         with torch.no_grad():
-            if self._latest_update_step == 0 and int(count) == 0:
-                torch._foreach_copy_(averages, current)
-            else:
-                self._average(averages, current, count)
+            torch._foreach_lerp_(*self._pairs, weight)
         count += 1
         self._latest_update_step = trainer.global_step
 

@@ -15,7 +15,8 @@ from genflow.training.module import Training
 
 
 class Figures(L.Callback):
-    """Draws the flow after training (``samples.png``) and, if asked, at validations.
+    """Draws the flow (``samples.png``) and the losses (``loss.png``) after training, and the flow at
+    validations if asked.
 
     Args:
         folder: where pictures go; those of validations into ``figures/`` below it.
@@ -29,22 +30,45 @@ class Figures(L.Callback):
     ) -> None:
         count(self, n=n, paths=paths)
         self.folder, self.n, self.paths, self.at_validation = folder, n, paths, at_validation
+        self.losses: list[tuple[int, float]] = []
+        self.evaluations: dict[str, list[tuple[int, float]]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self.losses, "evaluations": self.evaluations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.losses, self.evaluations = state_dict["losses"], state_dict["evaluations"]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Training, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = pl_module.batches_seen
+        if (step - 1) % trainer.log_every_n_steps == 0:
+            self.losses.append((step, pl_module.last_loss))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Training) -> None:
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith("val/"):
+                pairs = self.evaluations.setdefault(name, [])
+                pairs.append((pl_module.batches_seen, float(value)))
         if self.at_validation and not trainer.sanity_checking and trainer.is_global_zero:
             step = pl_module.batches_seen
-            self._write(trainer, pl_module, Path("figures") / f"step_{step:07d}.png", f"step {step}")
+            name = Path("figures") / f"step_{step:07d}.png"
+            self._write(trainer, pl_module, name, self.draw(trainer, pl_module, f"step {step}"))
 
     def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
-        needs_rows(self, trainer)
+        if stage == "fit":
+            needs_rows(self, trainer)
 
     # after on_train_end, where the checkpoint is written: a figure that fails must not lose it
     def on_fit_end(self, trainer: L.Trainer, pl_module: Training) -> None:
         if trainer.is_global_zero:
-            self._write(trainer, pl_module, Path("samples.png"), "")
+            self._write(trainer, pl_module, Path("samples.png"), self.draw(trainer, pl_module, ""))
+            if self.losses:
+                curves = plot.curve(*map(list, zip(*self.losses)), self.evaluations)
+                self._write(trainer, pl_module, Path("loss.png"), curves)
 
-    def _write(self, trainer: L.Trainer, pl_module: Training, name: Path, title: str) -> None:
-        figure = self.draw(trainer, pl_module, title)
+    def _write(self, trainer: L.Trainer, pl_module: Training, name: Path, figure: Any) -> None:
         path = Path(self.folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
@@ -52,25 +76,21 @@ class Figures(L.Callback):
             log_figure(logger, figure, path, pl_module.batches_seen)
 
     def draw(self, trainer: L.Trainer, pl_module: Training, title: str) -> Any:
-        batch = trainer.datamodule.rows("test", self.n)
-        model, device = pl_module.model, pl_module.device
+        model = pl_module.model
+        batch = trainer.datamodule.rows("test", self.n).to(pl_module.device)
         training = model.training
         model.eval()
-        draw = stream(pl_module.seed, "figure", device=device)
-        cond = None if batch.cond is None else batch.cond.to(device)
-        x0 = batch.xs[0][: self.n].to(device)
-        n = min(len(x0), self.n if cond is None else len(cond))
-        cond = None if cond is None else cond[:n]
-        samples = model.sample(x0=x0[:n], cond=cond, generator=draw)
-        few = min(self.paths, n)
-        path = model.sample(
-            x0=x0[:few],
-            cond=None if cond is None else cond[:few],
-            generator=draw,
-            trajectory=True,
-        )
+        generator = stream(pl_module.seed, "figure", device=pl_module.device)
+        n = min(len(x) for x in batch.xs)
+        x0, cond = batch.xs[0][:n], None if batch.cond is None else batch.cond[:n]
+        samples = model.sample(x0=x0, cond=cond, generator=generator)
+        few = slice(0, self.paths)
+        cond = None if cond is None else cond[few]
+        path = model.sample(x0=x0[few], cond=cond, generator=generator, trajectory=True)
         model.train(training)
-        return plot.flow(x0, batch.xs[-1], samples, path, title)
+        latent = model.transform is not None and model.source.latent
+        start = model.transform.inverse(x0.to(model.dtype)) if latent else x0
+        return plot.flow(start, batch.xs[-1], samples, path, title)
 
 
 def log_figure(logger: Any, figure: Any, path: Path, step: int) -> None:

@@ -15,8 +15,9 @@ from genflow.data import Batch
 from genflow.distance import Distance
 from genflow.loss import Loss
 from genflow.model import Model
-from genflow.seeds import stream
+from genflow.seeds import stream, stream_seed
 from genflow.specs import fill, spec
+from genflow.tensors import check_marginals
 from genflow.version import __version__
 
 
@@ -68,41 +69,56 @@ class Training(L.LightningModule):
         self.model, self.loss = model, loss
         self.optimizer, self.scheduler = optimizer, scheduler
         self.metrics, self.metric_size, self.seed = dict(metrics or {}), metric_size, seed
-        self.batches_seen, self.started = 0, False
+        self.batches_seen, self.started, self.last_loss = 0, False, math.nan
         self.mean_loss = MeanMetric()
         self.automatic_optimization = optimizer is not None
         self._loss_before = spec(loss)
+        self._draw: torch.Generator | None = None
         self._random_state: dict[str, Any] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the running hook on its module forty times a step; nn.Module would search
+        # parameters, buffers and submodules for each
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def prepare(self, *xs: Tensor, cond: Tensor | None = None) -> Training:
         """Let model and loss choose from data what was left open. :class:`DataModule` calls this."""
+        check_marginals("Training", *xs)
         self.model.prepare(*xs)
         self.loss.prepare(*self.model.encode(*xs), cond=cond)
         return self
 
     def rehearse(self, batch: Batch) -> None:
-        """One loss without gradients, so that shapes that do not fit are told before training.
+        """One loss and one sample, so that parts that do not fit are told before training.
 
         It leaves no trace: the model is in eval mode, and a loss that fits its own learner is left
         alone, since one call of it is an iteration.
         """
         if not self.automatic_optimization:
             return
+        self.loss.check(self.model.learner)
+        spec(self.model)  # told now, not when the first checkpoint is due
         training = self.model.training
         self.model.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            self._loss(batch, stream(self.seed, "rehearsal"))
+            self._loss(batch, stream(self.seed, "rehearsal", device=self.model.device))
+            few = None if batch.cond is None else batch.cond[:1]
+            self.model.sample(1, cond=few, steps=1)
         self.model.train(training)
 
     def _loss(self, batch: Any, generator: torch.Generator) -> Tensor:
         xs, cond = as_batch(batch)
-        # the loss may be any f(net, *xs); the learner of a model is a process or a network
         return self.loss(self.model.learner, *self.model.encode(*xs), cond=cond, generator=generator)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         step = self.batches_seen
-        name = (self.seed, "loss", step, self.global_rank)
-        loss = self._loss(batch, stream(*name, device=self.device))
+        if self._draw is None or self._draw.device != self.device:
+            self._draw = torch.Generator(device=self.device)
+        self._draw.manual_seed(stream_seed(self.seed, "loss", step, self.global_rank))
+        loss = self._loss(batch, self._draw)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(
@@ -110,7 +126,7 @@ class Training(L.LightningModule):
                 "lower the learning rate or clip gradients (trainer.gradient_clip_val); "
                 "checkpoints written so far are untouched"
             )
-        self.batches_seen += 1
+        self.batches_seen, self.last_loss = step + 1, value
         if step % self.trainer.log_every_n_steps == 0:
             self.log("train/loss", value, prog_bar=True)
         if not self.automatic_optimization:
@@ -147,9 +163,8 @@ class Training(L.LightningModule):
             self.mean_loss.reset()
         data = getattr(self.trainer, "datamodule", None)
         if self.metrics and hasattr(data, "rows"):
-            batch = data.rows(split, self.metric_size)
-            target = batch.xs[-1].to(self.device)
-            cond = batch.cond if batch.cond is None else batch.cond.to(self.device)
+            batch = data.rows(split, self.metric_size).to(self.device)
+            target, cond = batch.xs[-1].to(self.model.dtype), batch.cond
             draw = stream(self.seed, "metrics", device=self.device)
             # a finite table may be shorter than metric_size
             samples = self.model.sample(len(target), cond=cond, generator=draw)
@@ -168,6 +183,12 @@ class Training(L.LightningModule):
                 "its learner itself"
             )
         optimizer = self.optimizer(parameters)
+        fused = any(group.get("fused") for group in optimizer.param_groups)
+        if fused and self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision):
+            raise ValueError(
+                "a fused optimizer cannot clip gradients under mixed precision: set "
+                "optimizer.fused=false"
+            )
         if self.scheduler is None:
             return optimizer
         schedule = {"scheduler": self.scheduler(optimizer), "interval": "step"}

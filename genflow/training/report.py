@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from torch import Tensor
 
 from genflow.checks import count
@@ -67,7 +66,8 @@ class Report(L.Callback):
         self._seconds, self._started = self._seconds + self._running(), None
 
     def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
-        needs_rows(self, trainer)
+        if stage == "fit":
+            needs_rows(self, trainer)
 
     # after on_train_end, where the checkpoint is written: a report that fails must not lose it
     def on_fit_end(self, trainer: L.Trainer, pl_module: Training) -> None:
@@ -84,13 +84,13 @@ class Report(L.Callback):
 
     def evaluate(self, trainer: L.Trainer, pl_module: Training) -> dict[str, Any]:
         data, device = trainer.datamodule, pl_module.device
-        test = _to(data.rows("test", self.n), device)
-        train = _to(data.rows("train", self.n), device)
+        test = data.rows("test", self.n).to(device)
+        train = data.rows("train", self.n).to(device)
         numbers = _distances(pl_module, test, train.xs[-1])
         numbers |= _paths(pl_module, test)
         # ess of a batch depends on its size: take the training's own
         size = getattr(data, "batch_size", self.n)
-        batch = _to(data.rows("train", size), device)
+        batch = data.rows("train", size).to(device)
         draw = stream(pl_module.seed, "diagnose", device=device)
         cond = batch.cond
         numbers |= pl_module.loss.diagnose(
@@ -112,13 +112,9 @@ class Report(L.Callback):
         }
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
-    cond = None if batch.cond is None else batch.cond.to(device)
-    return Batch(tuple(x.to(device) for x in batch.xs), cond)
-
-
 def _distances(training: Training, test: Batch, train: Tensor) -> dict[str, Any]:
-    target, model = test.xs[-1], training.model
+    model = training.model
+    target, train = test.xs[-1].to(model.dtype), train.to(model.dtype)
     distance = Wasserstein()
     numbers: dict[str, Any] = {}
     for name, options in (("w2", {}), ("w2_euler5", {"solver": Euler(5)})):
@@ -126,7 +122,8 @@ def _distances(training: Training, test: Batch, train: Tensor) -> dict[str, Any]
         solution = model.solve(len(target), cond=test.cond, generator=draw, **options)
         numbers[name] = float(distance(solution.x, target))
         numbers.setdefault("nfe", solution.nfe)
-    numbers["w2_floor"] = float(distance(train, target))
+    n = min(len(train), len(target))
+    numbers["w2_floor"] = float(distance(train[:n], target[:n]))
     return numbers
 
 
