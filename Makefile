@@ -18,7 +18,7 @@ run: $(READY)
 	$(BIN)/python train.py hydra.run.dir=runs/quickstart
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 import torch
 
@@ -70,6 +72,12 @@ class DataModule(L.LightningDataModule):
     def rows(self, split: str, n: int) -> Batch:
         """Up to ``n`` rows of each marginal of a split, the same ones at every call."""
         return draw_rows(self.data.marginals(split), n, self.seed, split)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        # Lightning's own walks any collection, which costs as much as a layer of a small network
+        if isinstance(batch, Batch):
+            return batch.to(device)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def train_dataloader(self) -> Batches:
         training = self.trainer.lightning_module

@@ -134,6 +134,11 @@ class Training(L.LightningModule):
             return None
         return loss
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:  # without the profiling around torch's own
+            for parameter in group["params"]:
+                parameter.grad = None
+
     def _stop_manual_run(self) -> None:
         """Lightning counts optimizer steps, which a loss that fits its own learner never makes."""
         if 0 < self.trainer.max_steps <= self.batches_seen:
