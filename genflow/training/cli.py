@@ -138,6 +138,8 @@ def _answer(error: Exception, cfg: DictConfig | None = None, keep_traceback: boo
 
 
 def _farewell(folder: Path) -> None:
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
     print()
     for name in ("samples.png", "metrics.json", "model.ckpt"):
         if (folder / name).is_file():
@@ -150,7 +152,12 @@ def _farewell(folder: Path) -> None:
 
 def _quiet() -> None:
     """Silence hints that do not apply: our streams are resumable and come in ready batches."""
-    for hint in ("does not have many workers", "dataloader is not resumable", "returned `None`"):
+    for hint in (
+        "does not have many workers",
+        "dataloader is not resumable",
+        "isinstance.treespec",
+        "returned `None`",
+    ):
         warnings.filterwarnings("ignore", f".*{hint}.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
