@@ -101,9 +101,10 @@ def by_hand(width: int, depth: int, batch: int, steps: int, block: int, ema: boo
 
 def compare(width: int, depth: int, batch: int, steps: int, block: int, rounds: int, ema: bool) -> None:
     sides: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):  # in turns, so that a slow spell of the machine meets both
+    for k in range(rounds + 1):  # in turns, so that a slow spell of the machine meets both
         for side, run in zip(sides, (by_hand, by_lightning)):
-            side.extend(run(width, depth, batch, steps, block, ema))
+            found = run(width, depth, batch, steps, block, ema)
+            side.extend(found if k > 0 else [])  # the first round warms the process up
     # the lower quartile: on a shared machine noise only ever adds time
     hand, ours = (statistics.quantiles(side, n=4)[0] for side in sides)
     name = f"{width} x {depth} MLP, batch {batch}{', EMA' if ema else ''}"
