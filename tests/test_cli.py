@@ -85,10 +85,18 @@ def test_a_run_leaves_everything(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     names = {p.name for p in folder.iterdir()}
-    assert names >= {"config.yaml", "metrics.json", "model.ckpt", "samples.png", "logs", ".hydra"}
+    assert names >= {
+        "config.yaml",
+        "metrics.json",
+        "model.ckpt",
+        "samples.png",
+        "loss.png",
+        "logs",
+        ".hydra",
+    }
     assert not list(folder.rglob("*.partial"))
     lines = done.stdout.strip().split("\n")[-3:]
-    load = f"  model = genflow.load({str(folder / 'model.ckpt')!r})"
+    load = "  model = genflow.load('a run/model.ckpt')"  # relative to where the user stands
     assert lines == ["  import genflow", load, "  x = model.sample(1000)"]
     assert "w2_euler5" in done.stdout
     assert "Traceback" not in done.stderr
