@@ -78,7 +78,8 @@ def agree(left: Path, right: Path) -> None:
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_a_run_leaves_everything(tmp_path):
+def test_a_run_leaves_everything(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "a run"
     done = subprocess.run(
         command(folder), capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT, timeout=120
