@@ -1,4 +1,4 @@
-"""Numbers that tell how well and how straight a model transports (METHODS B.8)."""
+"""Numbers that tell how well and how straight a model transports."""
 
 from __future__ import annotations
 

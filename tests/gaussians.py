@@ -1,4 +1,4 @@
-"""Closed forms of Gaussian pairs (METHODS A.4, A.9, B.3): the oracle that several tests share."""
+"""Closed forms of Gaussian pairs: the oracle that several tests share."""
 
 from typing import NamedTuple
 
@@ -73,7 +73,7 @@ def distance(found: tuple[Tensor, Tensor], true: tuple[Tensor, Tensor]) -> float
 
 
 def tilted(law: Pair, kappa: float) -> Pair:
-    """Law of independent pairs weighted by ``exp(-kappa |x0 - x1|^2)`` (METHODS B.3)."""
+    """Law of independent pairs weighted by ``exp(-kappa |x0 - x1|^2)``."""
     own0, own1 = torch.linalg.inv(law.cov0), torch.linalg.inv(law.cov1)
     eye = 2 * kappa * torch.eye(2, dtype=torch.float64)
     precision = torch.cat([torch.cat([own0 + eye, -eye], 1), torch.cat([-eye, own1 + eye], 1)])
@@ -101,7 +101,7 @@ def root(matrix: Tensor) -> Tensor:
 
 
 def bridge_cross(law: Pair, sigma: float) -> Tensor:
-    """Cross-covariance of the Schrödinger bridge of ``dX = sigma dW`` (METHODS A.9)."""
+    """Cross-covariance of the Schrödinger bridge of ``dX = sigma dW``."""
     half, eye = root(law.cov0), torch.eye(2, dtype=torch.float64)
     inner = root(4 * half @ law.cov1 @ half + sigma**4 * eye)
     return half @ inner @ torch.linalg.inv(half) / 2 - sigma**2 / 2 * eye

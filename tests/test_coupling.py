@@ -179,7 +179,7 @@ def test_an_unconverged_plan_warns():
 
 
 def test_entropic_cross_covariance_is_that_of_the_bridge(generator):
-    # METHODS B7: 40 batches of 128, tolerance .06; sigma^2 = epsilon / 2 for |x - y|^2
+    # 40 batches of 128, tolerance .06; sigma^2 = epsilon / 2 for |x - y|^2
     law, sigma = pair(), 0.9
     found = torch.zeros(2, 2, dtype=torch.float64)
     for _ in range(40):

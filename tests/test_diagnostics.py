@@ -1,4 +1,4 @@
-"""Diagnostics: path energies with a closed form (METHODS B.8), straightness, signed excess."""
+"""Diagnostics: path energies with a closed form, straightness, signed excess."""
 
 import math
 
@@ -11,11 +11,11 @@ from genflow.process import SDE
 
 MEAN = torch.tensor([1.5, -1.0], dtype=torch.float64)
 CLOSED = float(MEAN @ MEAN) + 2 * (2 - math.pi / 2)
-"""E of the linear path from N(0, I) to N(MEAN, I), independent coupling (METHODS B.8)."""
+"""E of the linear path from N(0, I) to N(MEAN, I), independent coupling."""
 
 
 class GaussianVelocity(nn.Module):
-    """Exact velocity of that path (METHODS A.4); ``factor`` and ``shift`` spoil it."""
+    """Exact velocity of that path; ``factor`` and ``shift`` spoil it."""
 
     def __init__(self, factor: float = 1.0, mean: Tensor = MEAN) -> None:
         super().__init__()
@@ -148,6 +148,6 @@ def test_excess_keeps_its_sign(energy, w2, excess):
 
 
 def test_excess_of_the_gaussian_pair():
-    # METHODS B.8: NPE = d (2 - pi/2) / |m|^2
+    # NPE = d (2 - pi/2) / |m|^2
     square = float(MEAN @ MEAN)
     assert energy_excess(CLOSED, square**0.5) == pytest.approx(2 * (2 - math.pi / 2) / square)

@@ -1,4 +1,4 @@
-"""Gibbs weights against the Gaussian closed forms (METHODS B.3, tests B1 to B3), and their epsilon."""
+"""Gibbs weights against the Gaussian closed forms, and their epsilon."""
 
 import math
 
@@ -42,7 +42,7 @@ def true_moments(law: Pair):
 
 @pytest.mark.parametrize("cost, kappa", [("sqeuclidean", 1 / EPSILON), (half_squares, 0.5 / EPSILON)])
 def test_weighted_moments(cost, kappa):
-    # METHODS B1: means .02, covariances .03
+    # means .02, covariances .03
     x0, x1 = sample()
     mean, cov = true_moments(tilted(pair(), kappa))
     weight = Gibbs(EPSILON, cost=cost)(x0, x1).weight
@@ -55,7 +55,7 @@ def test_weighted_moments(cost, kappa):
 
 
 def test_effective_sample_size_and_normaliser():
-    # METHODS B1: effective sample size 3 %, log Z .02
+    # effective sample size 3 %, log Z .02
     x0, x1 = sample()
     weight, cost = Gibbs(EPSILON)(x0, x1).weight, squares(x0, x1)
     truth = ess(pair(), 1 / EPSILON)
@@ -68,7 +68,7 @@ def test_effective_sample_size_and_normaliser():
 
 
 def test_weighted_regression_finds_the_tilted_velocity():
-    # METHODS B3: tolerance .03
+    # tolerance .03
     t = torch.tensor([0.4], dtype=torch.float64)
     path = Linear()
     true = fields(tilted(pair(), 1 / EPSILON), path.coefficients(t))["velocity"]
@@ -116,7 +116,7 @@ def test_a_large_temperature_weights_evenly(generator):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_huge_costs_do_not_underflow(dtype, generator):
-    # METHODS B2: the naive exponential of a cost of 1e8 is zero everywhere
+    # the naive exponential of a cost of 1e8 is zero everywhere
     x0, x1 = torch.randn(2, 64, 2, generator=generator, dtype=dtype)
     x1 = x1 + 1e4
     weight = Gibbs(EPSILON)(x0, x1).weight

@@ -1,4 +1,4 @@
-"""Interpolants: closed-form rates, boundary values, velocities, refusals (METHODS A.1, test A1)."""
+"""Interpolants: closed-form rates, boundary values, velocities, refusals."""
 
 import math
 
@@ -126,7 +126,7 @@ def test_velocity_is_the_derivative_of_the_path(path, shape, t):
 
 
 def test_the_derivative_test_can_fail(generator):
-    # METHODS E: minus gamma' is the mistake to catch
+    # minus gamma' is the mistake to catch
     x0, x1, z = torch.randn(3, 3, 2, generator=generator, dtype=torch.float64)
     path, h = BrownianBridge(), 1e-6
     difference = (path.sample(0.3 + h, x0, x1, noise=z).x - path.sample(0.3 - h, x0, x1, noise=z).x) / (

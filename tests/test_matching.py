@@ -83,7 +83,7 @@ def z_score(loss, learner, law, repeats=40, size=1000):
 
 @pytest.mark.parametrize("path", [Linear(gamma=SinSquared()), BrownianBridge(0.8)], ids=str)
 def test_the_gradient_vanishes_at_the_true_field_alone(path):
-    # METHODS A4: |z| < 4.5; the rate in place of the velocity (no gamma') is the mistake to catch
+    # |z| < 4.5; the rate in place of the velocity (no gamma') is the mistake to catch
     loss = Matching(path, time=Uniform(margin=0.1))
     assert z_score(loss, Truth(pair(True), path, "velocity"), pair(True)) < 4.5
     assert z_score(loss, Truth(pair(True), path, "rate"), pair(True)) > 9

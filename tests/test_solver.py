@@ -1,4 +1,4 @@
-"""Solvers: orders of convergence against exact solutions, grids, refusals (METHODS A.8)."""
+"""Solvers: orders of convergence against exact solutions, grids, refusals."""
 
 import math
 
@@ -104,7 +104,7 @@ def test_weak_order_on_an_ornstein_uhlenbeck_process(solver, order):
 
 
 def test_weak_order_with_noise_that_depends_on_time():
-    # METHODS A.8: the noise is taken at the midpoint; at the left point the order falls to 1
+    # the noise is taken at the midpoint; at the left point the order falls to 1
     truth = (1 + math.exp(-2)) / 2
     _, midpoint = weak_orders(StochasticHeun(), Growing(), math.exp(-1), truth)
     assert midpoint == pytest.approx([2, 2], abs=0.15)

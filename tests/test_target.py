@@ -1,4 +1,4 @@
-"""Targets: closed forms, limits at the ends, and the field each regression finds (METHODS A.2, A3)."""
+"""Targets: closed forms, limits at the ends, and the field each regression finds."""
 
 import pytest
 import torch
@@ -105,7 +105,7 @@ def test_targets_are_finite_at_the_ends(path, name, dtype, generator):
     "path", [Linear(gamma=Brownian()), Trigonometric(SinSquared()), BrownianBridge(0.8)], ids=str
 )
 def test_regression_finds_the_closed_form_field(path, name, correlated, generator):
-    # METHODS A3: n = 2e5, tolerance .06 (.12 for the score, whose target is the noisiest)
+    # n = 2e5, tolerance .06 (.12 for the score, whose target is the noisiest)
     law, t = pair(correlated), torch.tensor([0.3], dtype=torch.float64)
     true = fields(law, path.coefficients(t), SIGMA)[name]
     tolerance = 0.12 if name == "score" else 0.06

@@ -1,4 +1,4 @@
-r"""Gibbs weights: weighted conditional flow matching (Calvo-Ordoñez et al. 2025; METHODS B).
+r"""Gibbs weights: weighted conditional flow matching (Calvo-Ordoñez et al. 2025).
 
 Independent pairs get the weight :math:`w \propto e^{-c(x_0,x_1)/\varepsilon}`. The learner then fits
 the entropic plan *between the tilted marginals* :math:`\tilde\mu, \tilde\nu`, not between the given
@@ -33,7 +33,7 @@ def epsilon_for(cost: Tensor, ess: float) -> float:
     r"""The temperature at which Gibbs weights of these costs have effective sample size ``ess``.
 
     Bisection in :math:`\log\varepsilon`: the size grows with :math:`\varepsilon` because
-    :math:`\log Z` is convex in :math:`1/\varepsilon` (METHODS B.4).
+    :math:`\log Z` is convex in :math:`1/\varepsilon`.
 
     Args:
         cost: ``(N,)`` costs of independent pairs.

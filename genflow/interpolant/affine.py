@@ -1,4 +1,4 @@
-r"""The affine interpolants :math:`x_t = \alpha(t) x_0 + \beta(t) x_1 + \gamma(t) z` (METHODS A.1)."""
+r"""The affine interpolants :math:`x_t = \alpha(t) x_0 + \beta(t) x_1 + \gamma(t) z`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Linear(Affine):
     r"""Straight lines, :math:`\alpha = 1-t,\ \beta = t`.
 
     Without width this is rectified flow and plain CFM (Liu et al. 2023; Lipman et al. 2023;
-    Albergo & Vanden-Eijnden 2023), with ``sigma`` the I-CFM of Tong et al. (2024, eq. 14-15).
+    Albergo & Vanden-Eijnden 2023), with ``sigma`` the I-CFM of Tong et al. (2024).
 
     Args:
         sigma: constant extra width; the marginals at both ends are then blurred by it.

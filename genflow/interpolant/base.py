@@ -1,7 +1,7 @@
 r"""Interpolants: random paths :math:`x_t = I(t, x_0, x_1) + \gamma(t) z` between coupled endpoints.
 
 Affine ones, :math:`I = \alpha(t) x_0 + \beta(t) x_1`, are given by their coefficients and rates,
-all in closed form (Albergo, Boffi & Vanden-Eijnden 2023, eq. 2.1; METHODS A.1).
+all in closed form (Albergo, Boffi & Vanden-Eijnden 2023).
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Zero(Gamma):
 
 @dataclass(frozen=True)
 class Constant(Gamma):
-    r""":math:`\gamma = \sigma`: the marginals become :math:`\rho_i * N(0, \sigma^2)` (METHODS A.10).
+    r""":math:`\gamma = \sigma`: the marginals become :math:`\rho_i * N(0, \sigma^2)`.
 
     Args:
         sigma: the width, zero or positive.

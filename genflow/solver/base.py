@@ -52,7 +52,7 @@ class Field:
     def noise(self, s: float, t: float, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """The diffusion over ``[s, t]``, taken at its midpoint; zeros for an ODE.
 
-        At the midpoint stochastic Heun keeps weak order 2 for time-dependent noise (METHODS A.8).
+        At the midpoint stochastic Heun keeps weak order 2 for time-dependent noise.
         """
         if not self.stochastic:
             return torch.zeros_like(x)

@@ -74,7 +74,7 @@ class Heun(Stepper):
 
 @dataclass(frozen=True)
 class StochasticHeun(Stepper):
-    r"""Stochastic Heun of weak order 2 for additive noise (METHODS A.8):
+    r"""Stochastic Heun of weak order 2 for additive noise:
     :math:`X' = X + \frac h2 [f(t,X) + f(t+h, X + hf + \xi)] + \xi`.
 
     Args:

@@ -1,4 +1,4 @@
-r"""Regression targets. The least-squares learner of each is its mean given :math:`x_t` (METHODS A.2).
+r"""Regression targets. The least-squares learner of each is its mean given :math:`x_t`.
 
 ========== ============================================ ==========================================
 target     value                                        learner at the optimum
@@ -66,7 +66,7 @@ class Rate(Target):
 
 @dataclass(frozen=True)
 class Noise(Target):
-    """The standard normal that was added: the recommended way to learn a score (METHODS A.3)."""
+    """The standard normal that was added: the recommended way to learn a score."""
 
     needs_width = True
 

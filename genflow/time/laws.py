@@ -80,7 +80,7 @@ class Stratified(Time):
 
 @dataclass(frozen=True)
 class LogitNormal(Time):
-    """Times whose logit is normal: more weight on the middle (Esser et al. 2024, eq. 19).
+    """Times whose logit is normal: more weight on the middle (Esser et al. 2024).
 
     Args:
         mean, std: of the logit.
