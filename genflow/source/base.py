@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from genflow.tensors import draw_device, randn_like
+
 
 class Source(nn.Module, ABC):
     """A law to sample from.
@@ -40,11 +42,9 @@ class Source(nn.Module, ABC):
         return self
 
     def _uniform(self, n: int, k: int, generator: torch.Generator | None) -> Tensor:
-        device = self._like.device if generator is None else generator.device
+        device = draw_device(generator, self._like.device)
         u = torch.rand(n, k, generator=generator, dtype=self._like.dtype, device=device)
         return u.to(self._like.device)
 
     def _normal(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        device = self._like.device if generator is None else generator.device
-        z = torch.randn(shape, generator=generator, dtype=self._like.dtype, device=device)
-        return z.to(self._like.device)
+        return randn_like(self._like.expand(shape), generator)

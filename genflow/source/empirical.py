@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genflow.source.base import Source
+from genflow.tensors import draw_device
 
 
 class Empirical(Source):
@@ -40,6 +41,6 @@ class Empirical(Source):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         if self.points is None:
             raise ValueError("Empirical has no points yet: call source.prepare(x0) or give points")
-        where = self.points.device if generator is None else generator.device
+        where = draw_device(generator, self.points.device)
         rows = torch.randint(len(self.points), (n,), generator=generator, device=where)
         return self.points[rows.to(self.points.device)]

@@ -35,9 +35,6 @@ class EMA(WeightAveraging):
         self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
         self._swapped = False
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        pass  # only steps count
-
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.decay is not None and stage == "fit":
             super().setup(trainer, pl_module, stage)
