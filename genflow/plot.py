@@ -66,6 +66,55 @@ def flow(
     return draw(source, data, samples, trajectory, title)
 
 
+def tilt(
+    x0: Tensor,
+    x1: Tensor,
+    mass0: Tensor,
+    mass1: Tensor,
+    samples: Tensor | None = None,
+    title: str = "",
+) -> Any:
+    """What a coupling's weights do to both laws: each side as given and as tilted, and samples.
+
+    The tilted laws are shown by as many rows, drawn in proportion to their masses.
+
+    Args:
+        x0, x1: rows of both sides, ``(n, *d)``.
+        mass0, mass1: how much each row counts, ``(n,)``, as in a ``TiltReport``.
+        samples: what the model makes, ``(n, *d)``.
+        title: above the figure.
+
+    Returns:
+        A matplotlib figure.
+    """
+    draw = torch.Generator().manual_seed(0)
+    x0, x1 = (v.detach().cpu().float() for v in (x0, x1))
+    rows = [
+        torch.multinomial(m.detach().cpu().double(), len(m), replacement=True, generator=draw)
+        for m in (mass0, mass1)
+    ]
+    named = [
+        ("source", x0, "source"), ("tilted source", x0[rows[0]], "source"),
+        ("data", x1, "data"), ("tilted data", x1[rows[1]], "data"),
+    ]  # fmt: skip
+    if samples is not None:
+        named.append(("samples", samples.detach().cpu().float(), "samples"))
+    if is_image(tuple(x1.shape[1:])):
+        figure, axes = _figure(len(named), 3.9, title)
+        low, high = float(x1.min()), float(x1.max())
+        for axis, (name, images, _) in zip(axes, named):
+            _show(axis, mosaic(images[:64], low, high), name)
+        return figure
+    project, label = _plane(x1)
+    figure, axes = _figure(len(named), 3.9, title)
+    flat = [(f"{name}{label}", project(points), COLOURS[hue]) for name, points, hue in named]
+    _frame(axes, [points for _, points, _ in flat])
+    for axis, (name, points, colour) in zip(axes, flat):
+        _scatter(axis, points, colour)
+        axis.set_title(name)
+    return figure
+
+
 def _figure(panels: int, height: float, title: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure as Plain
 
@@ -90,12 +139,9 @@ def _points(
     project, label = _plane(data)
     named = {"source": project(source), "data": project(data), "samples": project(samples)}
     figure, axes = _figure(3 if trajectory is None else 4, 3.9, title)
-    everything = torch.cat([v[:MOST_POINTS] for v in named.values()])
-    low, high = everything.quantile(0.001, 0), everything.quantile(0.999, 0)
-    pad = 0.08 * (high - low).clamp_min(1e-6)
+    _frame(axes, list(named.values()))
     for axis, (name, points) in zip(axes, named.items()):
-        points = points[:MOST_POINTS]
-        axis.scatter(*points.T, s=4, alpha=0.5, linewidths=0, color=COLOURS[name])
+        _scatter(axis, points, COLOURS[name])
         axis.set_title(f"{name}{label}")
     if trajectory is not None:
         paths = project(trajectory[:, :MOST_PATHS].flatten(0, 1)).unflatten(
@@ -105,10 +151,21 @@ def _points(
         axes[3].scatter(*paths[0].T, s=6, linewidths=0, color=COLOURS["source"], zorder=3)
         axes[3].scatter(*paths[-1].T, s=6, linewidths=0, color=COLOURS["samples"], zorder=3)
         axes[3].set_title(f"trajectories{label}")
+    return figure
+
+
+def _scatter(axis: Any, points: Tensor, colour: str) -> None:
+    axis.scatter(*points[:MOST_POINTS].T, s=4, alpha=0.5, linewidths=0, color=colour)
+
+
+def _frame(axes: Any, clouds: list[Tensor]) -> None:
+    """One window for all panels, around nearly all points."""
+    everything = torch.cat([v[:MOST_POINTS] for v in clouds])
+    low, high = everything.quantile(0.001, 0), everything.quantile(0.999, 0)
+    pad = 0.08 * (high - low).clamp_min(1e-6)
     for axis in axes:
         axis.set(xlim=(low[0] - pad[0], high[0] + pad[0]), ylim=(low[1] - pad[1], high[1] + pad[1]))
         axis.set_aspect("equal")
-    return figure
 
 
 def _plane(data: Tensor) -> tuple[Any, str]:

@@ -154,7 +154,16 @@ def fill(part: Any, before: Any, stored: Any) -> None:
             return
         for field in dataclasses.fields(part):
             old, new = before.get(field.name), stored.get(field.name)
-            if old is None and isinstance(new, (bool, int, float, str)):
+            if old is None and _plain(new):
                 object.__setattr__(part, field.name, new)
             elif isinstance(old, (Mapping, list)) and isinstance(new, (Mapping, list)):
                 fill(getattr(part, field.name), old, new)
+
+
+def _plain(value: Any) -> bool:
+    """Numbers, words, and containers of them; not the description of a part."""
+    if isinstance(value, Mapping):
+        return "_target_" not in value and all(map(_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    return isinstance(value, (bool, int, float, str))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genflow.coupling import Gibbs, effective_sample_size
-from genflow.coupling.gibbs import epsilon_for, gibbs_weight
+from genflow.coupling.weights import epsilon_for, gibbs_weight
 from genflow.interpolant import Linear
 
 EPSILON = 3.0

@@ -5,9 +5,12 @@ from genflow.coupling.cost import Cost
 from genflow.coupling.exact import ExactOT
 from genflow.coupling.gibbs import Gibbs
 from genflow.coupling.independent import Independent
+from genflow.coupling.relaxed import PartialOT, UnbalancedOT
+from genflow.coupling.sides import Side
 from genflow.coupling.sinkhorn import Sinkhorn
+from genflow.coupling.transport import Transport
 
 __all__ = [
-    "Cost", "Coupling", "ExactOT", "Gibbs", "Independent", "Plan", "Sinkhorn",
-    "effective_sample_size",
+    "Cost", "Coupling", "ExactOT", "Gibbs", "Independent", "PartialOT", "Plan", "Side", "Sinkhorn",
+    "Transport", "UnbalancedOT", "effective_sample_size",
 ]  # fmt: skip

@@ -6,11 +6,13 @@ A coupling returns **indices**, so that labels and conditions follow them, and w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from genflow.coupling.sides import Conditions
 from genflow.tensors import draw_device, randperm
 
 
@@ -20,7 +22,7 @@ class Plan:
 
     Attributes:
         indices: one ``(B,)`` tensor of row numbers for each marginal.
-        weight: ``(B,)``, of mean one.
+        weight: ``(B,)``, of mean one (in expectation, where a coupling divides by a constant).
     """
 
     indices: tuple[Tensor, ...]
@@ -34,14 +36,18 @@ class Coupling(ABC):
     def __call__(
         self,
         *xs: Tensor,
-        cond: Tensor | None = None,
+        cond: Conditions | None = None,
+        weights: Sequence[Tensor | None] | None = None,
         generator: torch.Generator | None = None,
     ) -> Plan:
         """Couple ``xs``, each ``(B_k, *d)``; the plan has as many rows as the largest of them.
 
         Args:
             xs: the marginals' batches.
-            cond: conditions of the last marginal's rows, for couplings that heed them.
+            cond: for couplings that heed conditions: integer labels ``(B,)`` or ``(B, k)``, or
+                vectors ``(B, k)``, of the last marginal's rows; or one such entry for each marginal.
+            weights: how much each row counts, ``(B_k,)`` or ``None`` for each marginal; for weighted
+                samples.
             generator: where random choices are drawn from.
 
         Raises:
@@ -64,24 +70,21 @@ def pair_rows(*xs: Tensor, generator: torch.Generator | None = None) -> tuple[Te
 
 
 def sample_plan(plan: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Draw pairs from a transport plan ``(n, m)`` with uniform marginals, ``max(n, m)`` of them.
+    """Draw pairs from a transport plan ``(n, m)``, ``max(n, m)`` of them.
 
     Every row of the larger side occurs exactly once and draws its partner from the plan: drawing
-    all pairs with replacement would drop a third of the points of a batch.
+    all pairs with replacement would drop a third of the points of a batch. Where the masses of
+    that side differ, they are the weights of the pairs.
     """
     n, m = plan.shape
     if m > n:
         j, i = sample_plan(plan.mT, generator)
         return i, j
     where = draw_device(generator, plan.device)
+    # a row without mass (unbalanced and partial plans) has any partner: its weight is 0
+    plan = torch.where(plan.sum(1, keepdim=True) > 0, plan, torch.ones_like(plan))
     partner = torch.multinomial(plan.to(where), 1, generator=generator).squeeze(1)
     return torch.arange(n, device=plan.device), partner.to(plan.device)
-
-
-def two_marginals(coupling: object, xs: tuple[Tensor, ...]) -> None:
-    """Refuse more than two marginals where a plan between two is meant."""
-    if len(xs) != 2:
-        raise ValueError(f"{type(coupling).__name__} couples two marginals, got {len(xs)}")
 
 
 def effective_sample_size(weight: Tensor) -> Tensor:

@@ -7,28 +7,33 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genflow.coupling.base import Coupling, Plan, sample_plan, two_marginals
-from genflow.coupling.cost import Cost, check_cost, pair_cost
-from genflow.tensors import check_marginals
+from genflow.coupling.cost import Cost
+from genflow.coupling.transport import Transport
 
 MAX_ITERATIONS = 10_000_000
 """Of POT's network simplex; its own default of 100,000 stops early from about 2,000 points."""
 
 
-def exact_plan(cost: Tensor) -> Tensor:
-    """The exact plan ``(n, m)`` between uniform marginals for a cost matrix, in float64 by POT."""
+def by_pot(solve: object, cost: Tensor, a: Tensor, b: Tensor, **options: object) -> Tensor:
+    """A plan by one of POT's solvers, ``solve(a, b, cost, **options)`` on NumPy arrays."""
     import numpy as np
+
+    arrays = (np.ascontiguousarray(v.detach().cpu().numpy(), dtype=np.float64) for v in (a, b, cost))
+    return torch.from_numpy(np.asarray(solve(*arrays, **options))).to(cost.device)
+
+
+def exact_plan(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
+    """The exact plan ``(n, m)`` for a cost matrix, in float64 by POT; masses are even unless given."""
     import ot
 
     n, m = cost.shape
-    matrix = np.ascontiguousarray(cost.detach().cpu().numpy(), dtype=np.float64)
-    a, b = np.full(n, 1 / n), np.full(m, 1 / m)
-    plan = ot.emd(a, b, matrix, numItermax=MAX_ITERATIONS)
-    return torch.from_numpy(plan).to(cost.device)
+    a = torch.full((n,), 1 / n, dtype=torch.float64) if a is None else a
+    b = torch.full((m,), 1 / m, dtype=torch.float64) if b is None else b
+    return by_pot(ot.emd, cost, a, b, numItermax=MAX_ITERATIONS)
 
 
 @dataclass(frozen=True)
-class ExactOT(Coupling):
+class ExactOT(Transport):
     """Pairs of the exact optimal transport plan between the batches.
 
     For equal sizes the plan is a permutation and every point is kept; for unequal ones every point
@@ -36,26 +41,19 @@ class ExactOT(Coupling):
 
     Args:
         cost: ``"sqeuclidean"``, ``"euclidean"``, or a function of rows.
+        conditions: ``"ignore"``; ``"within"`` to pair inside each class alone; or a number, the price
+            of a unit of distance between conditions. See :class:`Transport`.
     """
 
     cost: Cost = "sqeuclidean"
+    conditions: str | float = "ignore"
 
-    def __post_init__(self) -> None:
-        check_cost(self, self.cost)
+    def transport(self, cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return exact_plan(cost, a, b)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        *xs: Tensor,
-        cond: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Plan:
-        check_marginals("ExactOT", *xs)
-        two_marginals(self, xs)
-        cost = pair_cost(self.cost, *xs)
-        plan = exact_plan(cost)
-        if plan.shape[0] == plan.shape[1]:  # a vertex of the Birkhoff polytope: a permutation
-            indices = torch.arange(len(plan), device=plan.device), plan.argmax(1)
-        else:
-            indices = sample_plan(plan, generator)
-        return Plan(indices, xs[0].new_ones(len(indices[0])))
+    def pairs(
+        self, plan: Tensor, even: bool, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        if even and plan.shape[0] == plan.shape[1]:  # a vertex of the Birkhoff polytope: a permutation
+            return torch.arange(len(plan), device=plan.device), plan.argmax(1)
+        return super().pairs(plan, even, generator)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from genflow.coupling.base import Coupling, Plan, pair_rows
+from genflow.coupling.sides import Conditions, side_masses
 from genflow.tensors import check_marginals
 
 
@@ -21,9 +23,14 @@ class Independent(Coupling):
     def __call__(
         self,
         *xs: Tensor,
-        cond: Tensor | None = None,
+        cond: Conditions | None = None,
+        weights: Sequence[Tensor | None] | None = None,
         generator: torch.Generator | None = None,
     ) -> Plan:
         check_marginals("Independent", *xs)
         indices = pair_rows(*xs, generator=generator)
-        return Plan(indices, xs[0].new_ones(len(indices[0])))
+        weight = xs[0].new_ones(len(indices[0]))
+        for mass, rows in zip(side_masses("Independent", xs, weights), indices):
+            if mass is not None:
+                weight = weight * mass[rows].to(weight)
+        return Plan(indices, weight if weights is None else weight / weight.mean())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
 
@@ -10,9 +9,8 @@ import torch
 from torch import Tensor
 
 from genflow.checks import count, positive
-from genflow.coupling.base import Coupling, Plan, sample_plan, two_marginals
-from genflow.coupling.cost import Cost, check_cost, pair_cost
-from genflow.tensors import check_marginals
+from genflow.coupling.cost import Cost
+from genflow.coupling.transport import Transport
 
 BURST = 20
 """Cheap multiplicative updates between two exact updates in the log domain."""
@@ -26,9 +24,14 @@ def bridge_epsilon(sigma: float) -> float:
 
 
 def sinkhorn_log_plan(
-    cost: Tensor, epsilon: float, max_iterations: int, tolerance: float
+    cost: Tensor,
+    epsilon: float,
+    max_iterations: int,
+    tolerance: float,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
 ) -> tuple[Tensor, float]:
-    r"""Log of the entropic plan between uniform marginals.
+    r"""Log of the entropic plan between the masses ``a`` and ``b``, even unless given.
 
     Potentials are kept in the log domain. Between log-domain updates the kernel
     :math:`e^{(f+g-c)/\varepsilon}` is formed with the current potentials absorbed, where plain
@@ -40,34 +43,39 @@ def sinkhorn_log_plan(
         epsilon: temperature of that cost.
         max_iterations: of full updates.
         tolerance: largest total variation of the row marginal.
+        a, b: ``(n,)`` and ``(m,)``, positive, summing to one.
 
     Returns:
         ``log P (n, m)`` with exact column marginals, and the total variation of its row marginal.
     """
     n, m = cost.shape
-    log_a, log_b = -math.log(n), -math.log(m)
+    a = cost.new_full((n,), 1 / n) if a is None else a
+    b = cost.new_full((m,), 1 / m) if b is None else b
+    log_a, log_b = a.log(), b.log()
     kernel = -cost / epsilon
-    f, g, done = _warm_start(cost, epsilon, max_iterations // 4)
+    f, g, done = _warm_start(cost, epsilon, max_iterations // 4, log_a, log_b)
     while True:
         f = log_a - torch.logsumexp(kernel + g, 1)
         g = log_b - torch.logsumexp(kernel + f[:, None], 0)
         log_plan = kernel + f[:, None] + g
         plan = log_plan.exp()
-        error = float((plan.sum(1) - 1 / n).abs().sum()) / 2
+        error = float((plan.sum(1) - a).abs().sum()) / 2
         done += 1
         if error <= tolerance or done >= max_iterations:
             return log_plan, error
         u, v = plan.new_ones(n), plan.new_ones(m)
         for _ in range(min(BURST, max_iterations - done)):
-            u = (1 / n) / (plan @ v)
-            v = (1 / m) / (u @ plan)
+            u = a / (plan @ v)
+            v = b / (u @ plan)
             done += 1
         step_f, step_g = u.log(), v.log()
         if bool(torch.isfinite(step_f).all()) and bool(torch.isfinite(step_g).all()):
             f, g = f + step_f, g + step_g
 
 
-def _warm_start(cost: Tensor, epsilon: float, budget: int) -> tuple[Tensor, Tensor, int]:
+def _warm_start(
+    cost: Tensor, epsilon: float, budget: int, log_a: Tensor, log_b: Tensor
+) -> tuple[Tensor, Tensor, int]:
     """Potentials in units of ``epsilon`` from a falling ladder of temperatures.
 
     At a temperature far below the costs, updates from zero creep; from the potentials of four times
@@ -78,8 +86,8 @@ def _warm_start(cost: Tensor, epsilon: float, budget: int) -> tuple[Tensor, Tens
     rung = float(cost.mean()) / 16
     while rung > epsilon and done < budget:
         for _ in range(BURST // 2):
-            f = -math.log(n) - torch.logsumexp(g - cost / rung, 1)
-            g = -math.log(m) - torch.logsumexp(f[:, None] - cost / rung, 0)
+            f = log_a - torch.logsumexp(g - cost / rung, 1)
+            g = log_b - torch.logsumexp(f[:, None] - cost / rung, 0)
             done += 1
         step = max(epsilon, rung / 4)
         f, g, rung = f * (rung / step), g * (rung / step), step
@@ -87,7 +95,7 @@ def _warm_start(cost: Tensor, epsilon: float, budget: int) -> tuple[Tensor, Tens
 
 
 @dataclass(frozen=True)
-class Sinkhorn(Coupling):
+class Sinkhorn(Transport):
     r"""Pairs of the entropic plan :math:`\min_P \langle c, P\rangle + \varepsilon KL(P|ab)`.
 
     ``epsilon`` is the temperature of the named cost: for ``"sqeuclidean"`` the Schrödinger bridge of
@@ -101,28 +109,27 @@ class Sinkhorn(Coupling):
         max_iterations: most updates of both potentials; where they do not suffice, a warning
             says so.
         tolerance: total variation of the marginals at which to stop.
+        conditions: as in :class:`ExactOT`.
     """
 
     epsilon: float = 2.0
     cost: Cost = "sqeuclidean"
     max_iterations: int = 2000
     tolerance: float = 1e-3
+    conditions: str | float = "ignore"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(self, epsilon=self.epsilon, tolerance=self.tolerance)
         count(self, max_iterations=self.max_iterations)
-        check_cost(self, self.cost)
 
-    @torch.no_grad()
-    def plan(self, x0: Tensor, x1: Tensor) -> Tensor:
-        """The entropic plan ``(n, m)`` between the batches, in float64, of total mass one.
-
-        Warns:
-            RuntimeWarning: if ``max_iterations`` do not reach ``tolerance``.
-        """
-        check_marginals("Sinkhorn", x0, x1)
-        cost = pair_cost(self.cost, x0, x1)
-        log_plan, error = sinkhorn_log_plan(cost, self.epsilon, self.max_iterations, self.tolerance)
+    def transport(self, cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        kept, taken = a > 0, b > 0  # a row without mass has no potential
+        full = bool(kept.all()) and bool(taken.all())
+        part = cost if full else cost[kept][:, taken]
+        log_plan, error = sinkhorn_log_plan(
+            part, self.epsilon, self.max_iterations, self.tolerance, a[kept], b[taken]
+        )
         if not error <= self.tolerance:
             warnings.warn(
                 # no number that changes from batch to batch: Python shows equal texts once
@@ -130,18 +137,10 @@ class Sinkhorn(Coupling):
                 f"with a marginal error above its tolerance {self.tolerance:.1e}: raise epsilon, "
                 "tolerance or max_iterations, or use ExactOT()",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-        return log_plan.exp()
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        *xs: Tensor,
-        cond: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Plan:
-        check_marginals("Sinkhorn", *xs)
-        two_marginals(self, xs)
-        indices = sample_plan(self.plan(*xs), generator)
-        return Plan(indices, xs[0].new_ones(len(indices[0])))
+        if full:
+            return log_plan.exp()
+        plan = torch.zeros_like(cost)
+        plan[kept.nonzero(), taken.nonzero().mT] = log_plan.exp()
+        return plan

@@ -61,6 +61,26 @@ class Table:
         return _take(self.x, rows).to(self.dtype), cond
 
 
+@dataclass(frozen=True)
+class WithLabels:
+    """A law that yields its classes as conditions.
+
+    Attributes:
+        source: a source with ``sample_labelled``.
+    """
+
+    source: Source
+
+
+def draw_from(
+    marginal: Source | WithLabels, n: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Draws of a law, with their conditions where it yields them."""
+    if isinstance(marginal, WithLabels):
+        return marginal.source.sample_labelled(n, generator)
+    return marginal.sample(n, generator), None
+
+
 def _take(values: Tensor | np.ndarray, rows: Tensor) -> Tensor:
     if isinstance(values, Tensor):
         return values[rows]
@@ -76,7 +96,7 @@ class Data(ABC):
     """The marginals of a problem."""
 
     @abstractmethod
-    def marginals(self, split: str) -> tuple[Source | Table, ...]:
+    def marginals(self, split: str) -> tuple[Source | WithLabels | Table, ...]:
         """The marginals of ``"train"``, ``"val"`` or ``"test"``, in order of time."""
 
 

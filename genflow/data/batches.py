@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from genflow.data.base import Batch, Table
+from genflow.data.base import Batch, Table, WithLabels, draw_from
 from genflow.seeds import stream, stream_seed
 from genflow.source import Source
 
@@ -34,7 +34,7 @@ class Batches:
 
     def __init__(
         self,
-        marginals: Sequence[Source | Table],
+        marginals: Sequence[Source | WithLabels | Table],
         batch_size: int,
         seed: int = 0,
         length: int | None = None,
@@ -74,7 +74,7 @@ class Batches:
                 x, cond = marginal.take(self._rows(m, k * self.world + self.rank))
             else:
                 draw = self._draw.manual_seed(stream_seed(self.seed, "data", m, k, self.rank))
-                x, cond = marginal.sample(self.batch_size, draw), None
+                x, cond = draw_from(marginal, self.batch_size, draw)
             xs.append(x)
         return Batch(tuple(xs), cond)
 
@@ -109,7 +109,7 @@ class Passes(Batches):
         return self.length
 
 
-def draw_rows(marginals: Sequence[Source | Table], n: int, *name: int | str) -> Batch:
+def draw_rows(marginals: Sequence[Source | WithLabels | Table], n: int, *name: int | str) -> Batch:
     """Up to ``n`` rows of each marginal, the same ones for the same stream name."""
     xs, cond = [], None
     for m, marginal in enumerate(marginals):
@@ -118,6 +118,6 @@ def draw_rows(marginals: Sequence[Source | Table], n: int, *name: int | str) -> 
             rows = torch.randperm(len(marginal), generator=draw)[:n]
             x, cond = marginal.take(rows)
         else:
-            x, cond = marginal.sample(n, draw), None
+            x, cond = draw_from(marginal, n, draw)
         xs.append(x)
     return Batch(tuple(xs), cond)

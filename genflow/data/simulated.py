@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genflow.data.base import Data
+import torch
+
+from genflow.data.base import Data, WithLabels
 from genflow.source import Source
 
 
@@ -15,10 +17,19 @@ class Simulated(Data):
     Args:
         x0: the source side.
         x1: the data side.
+        labels: give the class of each draw as condition, for laws that have classes.
+
+    Raises:
+        ValueError: if labels are asked of a law that has none.
     """
 
     x0: Source
     x1: Source
+    labels: bool = False
 
-    def marginals(self, split: str) -> tuple[Source, ...]:
-        return self.x0, self.x1
+    def __post_init__(self) -> None:
+        if self.labels:
+            self.x1.sample_labelled(1, torch.Generator().manual_seed(0))  # raises where there are none
+
+    def marginals(self, split: str) -> tuple[Source | WithLabels, ...]:
+        return self.x0, WithLabels(self.x1) if self.labels else self.x1

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from genflow.diagnostics import TiltReport
+
 Learner = Callable[..., Tensor]
 """Any ``f(t, x)`` or ``f(t, x, cond)``: a network, or a process."""
 
@@ -52,3 +54,12 @@ class Loss(ABC):
     ) -> dict[str, float]:
         """Numbers worth reporting about this loss on a batch, such as ``ess``."""
         return {}
+
+    def tilt(
+        self,
+        *xs: Tensor,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> TiltReport | None:
+        """How the loss's coupling bends the given laws, or ``None`` where it has no coupling."""
+        return None

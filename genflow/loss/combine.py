@@ -9,6 +9,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from genflow.diagnostics import TiltReport
 from genflow.loss.base import Learner, Loss
 
 
@@ -61,6 +62,15 @@ class Sum(Loss):
         found = [loss.diagnose(*xs, cond=cond, generator=generator) for loss in self.losses]
         return {k: v for numbers in reversed(found) for k, v in numbers.items()}
 
+    def tilt(
+        self,
+        *xs: Tensor,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> TiltReport | None:
+        found = (loss.tilt(*xs, cond=cond, generator=generator) for loss in self.losses)
+        return next((report for report in found if report is not None), None)
+
 
 @dataclass(frozen=True)
 class On(Loss):
@@ -95,3 +105,11 @@ class On(Loss):
         generator: torch.Generator | None = None,
     ) -> dict[str, float]:
         return self.loss.diagnose(*xs, cond=cond, generator=generator)
+
+    def tilt(
+        self,
+        *xs: Tensor,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> TiltReport | None:
+        return self.loss.tilt(*xs, cond=cond, generator=generator)

@@ -6,13 +6,15 @@ weighted CFM, SB-CFM and bridge matching are five choices of parts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from genflow.coupling import Coupling, Independent, effective_sample_size
+from genflow.coupling.sides import Conditions, side_conditions
+from genflow.diagnostics import TiltReport, tilt_report
 from genflow.interpolant import Interpolant, Linear, PathSample
 from genflow.loss.base import Learner, Loss
 from genflow.process import SDE
@@ -97,23 +99,23 @@ class Matching(Loss):
     def draw(
         self,
         *xs: Tensor,
-        cond: Tensor | None = None,
+        cond: Conditions | None = None,
+        weights: Sequence[Tensor | None] | None = None,
         generator: torch.Generator | None = None,
     ) -> Regression:
         """Couple the batches, draw times and paths, and form the targets.
 
         Args:
             xs: batches of the marginals, of equal or unequal sizes.
-            cond: conditions of the rows of the last marginal; they follow its indices.
+            cond: conditions of the rows of the last marginal, which follow its indices; or one entry
+                for each marginal, for couplings that heed those of both sides.
+            weights: how much each row counts, ``(B_k,)`` or ``None`` for each marginal.
             generator: where all draws come from.
         """
         check_marginals("Matching", *xs)
-        if cond is not None and len(cond) != len(xs[-1]):
-            raise ValueError(
-                f"Matching: cond has {len(cond)} rows but x{len(xs) - 1}, whose conditions they "
-                f"are, has {len(xs[-1])}"
-            )
-        plan = self.coupling(*xs, cond=cond, generator=generator)
+        own = side_conditions("Matching", xs, cond)[-1]
+        given = {} if weights is None else {"weights": weights}
+        plan = self.coupling(*xs, cond=cond, generator=generator, **given)
         coupled = [x[i] for x, i in zip(xs, plan.indices)]
         t, time_weight = self.time(coupled[-1], generator)
         sample = self.interpolant.sample(t, *coupled, generator=generator)
@@ -121,17 +123,24 @@ class Matching(Loss):
             target = {name: part(sample) for name, part in self.target.items()}
         else:
             target = self.target(sample)
-        cond = cond if cond is None else cond[plan.indices[-1]]
-        return Regression(sample, target, plan.weight * time_weight, cond)
+        own = own if own is None else own[plan.indices[-1]]
+        return Regression(sample, target, plan.weight * time_weight, own)
 
     def __call__(
         self,
         learner: Learner,
         *xs: Tensor,
-        cond: Tensor | None = None,
+        cond: Conditions | None = None,
+        weights: Sequence[Tensor | None] | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        draw = self.draw(*xs, cond=cond, generator=generator)
+        """The loss, a scalar.
+
+        Args:
+            learner: any ``f(t, x)``, or ``f(t, x, cond)`` where there are conditions.
+            xs, cond, weights, generator: as in :meth:`draw`.
+        """
+        draw = self.draw(*xs, cond=cond, weights=weights, generator=generator)
         inputs = (draw.sample.t, draw.sample.x)
         output = learner(*inputs) if draw.cond is None else learner(*inputs, draw.cond)
         if not isinstance(draw.target, dict):
@@ -163,3 +172,11 @@ class Matching(Loss):
         """``ess``: effective sample size of the coupling's weights on this batch, a fraction."""
         plan = self.coupling(*xs, cond=cond, generator=generator)
         return {"ess": float(effective_sample_size(plan.weight))}
+
+    def tilt(
+        self,
+        *xs: Tensor,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> TiltReport | None:
+        return tilt_report(self.coupling, *xs, cond=cond, generator=generator) if len(xs) == 2 else None

@@ -22,7 +22,7 @@ class Model(nn.Module, ABC):
         """Marginals from data units into the space in which the learner works."""
 
     @abstractmethod
-    def prepare(self, *xs: Tensor) -> Model:
+    def prepare(self, *xs: Tensor, cond: Tensor | None = None) -> Model:
         """Fit what depends on data (normalisation, empirical sources), in place."""
 
     @property

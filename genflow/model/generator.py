@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from genflow.model.base import Model
+from genflow.model.tilt import Tilt
 from genflow.process import Process
 from genflow.solver import Solution, Solver
 from genflow.source import Source
@@ -27,6 +28,8 @@ class Generator(Model):
         process: what carries it to the data.
         solver: how, unless ``sample`` is told otherwise.
         transform: data units to model space; ``None`` leaves data as they are.
+        tilt: starts from the tilted source of a weighted coupling instead of the source itself;
+            ``None`` for any other training. Starts passed as ``x0=`` are taken as they are.
     """
 
     def __init__(
@@ -35,19 +38,22 @@ class Generator(Model):
         process: Process,
         solver: Solver,
         transform: Transform | None = None,
+        tilt: Tilt | None = None,
     ) -> None:
         super().__init__()
         self.source, self.process = source, process
-        self.solver, self.transform = solver, transform
+        self.solver, self.transform, self.tilt = solver, transform, tilt
 
     @property
     def learner(self) -> nn.Module:
         return self.process
 
-    def prepare(self, *xs: Tensor) -> Generator:
+    def prepare(self, *xs: Tensor, cond: Tensor | None = None) -> Generator:
         self.source.prepare(xs[0])
         if self.transform is not None:
             self.transform.prepare(torch.cat(xs[1:] if self.source.latent else xs))
+        if self.tilt is not None:
+            self.tilt.prepare(*self.encode(*xs), cond=cond)
         return self
 
     def encode(self, *xs: Tensor) -> tuple[Tensor, ...]:
@@ -139,8 +145,8 @@ class Generator(Model):
         if reverse != bool(grid[0] > grid[-1]):
             raise ValueError("times must fall with reverse=True, and rise without")
         n = self._size(n, x0, cond, reverse)
-        start = self._start(n, x0, generator, reverse)
         cond = cond if cond is None else torch.as_tensor(cond, device=self.device)
+        start = self._start(n, x0, cond, generator, reverse)
         parts = []
         for rows in self._batches(n, batch_size, progress):
             chunk = cond if cond is None else cond[rows]
@@ -195,14 +201,31 @@ class Generator(Model):
             raise ValueError(f"sample: n must be a whole number >= 1, got {size!r}")
         return operator.index(size)
 
-    def _start(
-        self, n: int, x0: Tensor | None, generator: torch.Generator | None, reverse: bool
+    def start(
+        self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        if x0 is None:
-            x0 = self.source.sample(n, generator)
-        x0 = x0.to(device=self.device, dtype=self.dtype)
-        data = reverse or not self.source.latent
-        return self.transform(x0) if data and self.transform is not None else x0
+        """``n`` starts in the model's own space: of the source, or of its tilt where there is one."""
+        return self._start(n, None, cond, generator, False)
+
+    def _start(
+        self,
+        n: int,
+        x0: Tensor | None,
+        cond: Tensor | None,
+        generator: torch.Generator | None,
+        reverse: bool,
+    ) -> Tensor:
+        data = self.transform is not None and (reverse or not self.source.latent)
+
+        def inside(x: Tensor) -> Tensor:
+            x = x.to(device=self.device, dtype=self.dtype)
+            return self.transform(x) if data else x
+
+        if x0 is not None:
+            return inside(x0)
+        if self.tilt is None:
+            return inside(self.source.sample(n, generator))
+        return self.tilt.start(lambda k: inside(self.source.sample(k, generator)), n, cond, generator)
 
     @staticmethod
     def _batches(n: int, batch_size: int | None, progress: bool) -> Sequence[slice]:

@@ -34,7 +34,8 @@ class MLP(nn.Module):
         activation: name of an activation of ``torch.nn``, such as ``"SiLU"`` or ``"SELU"``.
         residual: add each hidden layer to its input (from the second on).
         frequencies: of :class:`TimeFeatures`.
-        classes: number of class labels; ``cond`` is then an integer ``(B,)`` tensor.
+        classes: number of class labels; ``cond`` is then an integer ``(B,)`` tensor. A list of numbers
+            for several labels; ``cond`` is then ``(B, len(classes))``.
         cond_dim: size of a condition vector; ``cond`` is then ``(B, cond_dim)``.
 
     Raises:
@@ -50,14 +51,13 @@ class MLP(nn.Module):
         activation: str = "SiLU",
         residual: bool = True,
         frequencies: int = 8,
-        classes: int | None = None,
+        classes: int | Sequence[int] | None = None,
         cond_dim: int | None = None,
     ) -> None:
         super().__init__()
         count(self, width=width, depth=depth)
-        for name, size in (("classes", classes), ("cond_dim", cond_dim)):
-            if size is not None:
-                count(self, **{name: size})
+        if cond_dim is not None:
+            count(self, cond_dim=cond_dim)
         if classes is not None and cond_dim is not None:
             raise ValueError("MLP: give classes (labels) or cond_dim (vectors), not both")
         self.dim = dim
@@ -68,7 +68,14 @@ class MLP(nn.Module):
         self.shape = as_shape(dim)
         size = math.prod(self.shape)
         self.time = TimeFeatures(frequencies)
-        self.label = nn.Embedding(classes, width) if classes is not None else None
+        self.label = None
+        if classes is not None:
+            self.sizes = (classes,) if isinstance(classes, int) else tuple(classes)
+            for labels in self.sizes or (0,):
+                count(self, classes=labels)
+            first = torch.tensor((0, *self.sizes[:-1])).cumsum(0)
+            self.register_buffer("first_label", first, persistent=False)
+            self.label = nn.Embedding(sum(self.sizes), width)
         extra = width if classes is not None else (cond_dim or 0)
         self.first = nn.Linear(size + self.time.size + extra, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
@@ -97,21 +104,30 @@ class MLP(nn.Module):
         if cond is None:
             return []
         if self.label is not None:
-            if cond.is_floating_point() or cond.shape != x.shape[:1]:
-                raise ValueError(
-                    f"MLP(classes={self.classes}): cond must be integers of shape "
-                    f"({len(x)},), got {cond.dtype} {tuple(cond.shape)}"
-                )
-            on_cpu = cond.device.type == "cpu"  # elsewhere the look would wait for the device
-            if on_cpu and len(cond) and not 0 <= int(cond.min()) <= int(cond.max()) < self.classes:
-                raise ValueError(
-                    f"MLP(classes={self.classes}): labels must lie in 0..{self.classes - 1}, got "
-                    f"{int(cond.min())}..{int(cond.max())}"
-                )
-            return [self.label(cond)]
+            return [self._embed(cond, len(x))]
         if cond.shape != (len(x), self.cond_dim):
             raise ValueError(
                 f"MLP(cond_dim={self.cond_dim}): cond must have shape "
                 f"({len(x)}, {self.cond_dim}), got {tuple(cond.shape)}"
             )
         return [cond.to(x.dtype)]
+
+    def _embed(self, cond: Tensor, n: int) -> Tensor:
+        """The sum of the embeddings of all labels, ``(n, width)``."""
+        shape = (n,) if isinstance(self.classes, int) else (n, len(self.sizes))
+        if cond.is_floating_point() or cond.shape != shape:
+            raise ValueError(
+                f"MLP(classes={self.classes}): cond must be integers of shape "
+                f"{str(shape).replace(' ', '')}, got {cond.dtype} {tuple(cond.shape)}"
+            )
+        if cond.device.type == "cpu":  # elsewhere the look would wait for the device
+            for k, size in enumerate(self.sizes):
+                labels = cond if cond.ndim == 1 else cond[:, k]
+                if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < size:
+                    raise ValueError(
+                        f"MLP(classes={self.classes}): labels must lie in 0..{size - 1}, got "
+                        f"{int(labels.min())}..{int(labels.max())}"
+                    )
+        if isinstance(self.classes, int):
+            return self.label(cond)
+        return self.label(cond + self.first_label).sum(1)

@@ -27,6 +27,19 @@ class Source(nn.Module, ABC):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``(n, *d)`` in the dtype and on the device of the module."""
 
+    def sample_labelled(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw ``(n, *d)`` and the class of each draw ``(n,)``, for laws that have classes.
+
+        Raises:
+            ValueError: if the law has none.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no classes; EightGaussians (modes), Moons, Circles and Spiral "
+            "(which of the two) have"
+        )
+
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density ``(n, *d) -> (n,)``, where the law has one.
 

@@ -19,8 +19,15 @@ def _polar(radius: Tensor, angle: Tensor) -> Tensor:
     return torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
 
 
-class EightGaussians(Source):
-    """Equal Gaussians, evenly spaced on a circle.
+class Labelled(Source):
+    """A law whose draws have a class."""
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        return self.sample_labelled(n, generator)[0]
+
+
+class EightGaussians(Labelled):
+    """Equal Gaussians, evenly spaced on a circle; the class is the mode.
 
     Args:
         radius: of the circle.
@@ -39,9 +46,11 @@ class EightGaussians(Source):
         k = torch.arange(self.modes, dtype=self._like.dtype, device=self._like.device)
         return _polar(torch.full_like(k, self.radius), 2 * math.pi * k / self.modes)
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample_labelled(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         mode = (self._uniform(n, 1, generator)[:, 0] * self.modes).long()
-        return self.centres()[mode] + self.std * self._normal((n, 2), generator)
+        return self.centres()[mode] + self.std * self._normal((n, 2), generator), mode
 
     def log_prob(self, x: Tensor) -> Tensor:
         square = ((x[:, None] - self.centres()) ** 2).sum(2) / self.std**2
@@ -49,7 +58,7 @@ class EightGaussians(Source):
         return torch.logsumexp(-square / 2, 1) - constant
 
 
-class Moons(Source):
+class Moons(Labelled):
     """Two interleaved half circles (scikit-learn's ``make_moons``), scaled and shifted.
 
     Args:
@@ -64,16 +73,18 @@ class Moons(Source):
         positive(self, scale=scale)
         self.noise, self.scale, self.shift = noise, scale, shift
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample_labelled(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         u = self._uniform(n, 2, generator)
         angle, lower = math.pi * u[:, 0], u[:, 1] < 0.5
         x = torch.where(lower, 1 - angle.cos(), angle.cos())
         y = torch.where(lower, 0.5 - angle.sin(), angle.sin())
         points = torch.stack([x, y], 1) + self.noise * self._normal((n, 2), generator)
-        return self.scale * points + self.shift
+        return self.scale * points + self.shift, lower.long()
 
 
-class Circles(Source):
+class Circles(Labelled):
     """Two concentric circles (scikit-learn's ``make_circles``), scaled.
 
     Args:
@@ -89,11 +100,14 @@ class Circles(Source):
         between(self, 0, 1, factor=factor)
         self.noise, self.factor, self.scale = noise, factor, scale
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample_labelled(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         u = self._uniform(n, 2, generator)
-        radius = torch.where(u[:, 1] < 0.5, self.factor * torch.ones_like(u[:, 1]), 1.0)
+        inner = u[:, 1] < 0.5
+        radius = torch.where(inner, self.factor * torch.ones_like(u[:, 1]), 1.0)
         points = _polar(radius, 2 * math.pi * u[:, 0])
-        return self.scale * (points + self.noise * self._normal((n, 2), generator))
+        return self.scale * (points + self.noise * self._normal((n, 2), generator)), inner.long()
 
 
 class Checkerboard(Source):
@@ -142,7 +156,7 @@ class SwissRoll(Source):
         return self.scale * points
 
 
-class Spiral(Source):
+class Spiral(Labelled):
     """Two intertwined Archimedean arms.
 
     Args:
@@ -157,9 +171,11 @@ class Spiral(Source):
         positive(self, turns=turns, scale=scale)
         self.noise, self.turns, self.scale = noise, turns, scale
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample_labelled(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         u = self._uniform(n, 2, generator)
         radius = u[:, 0].sqrt()  # even density along the arm
-        arm = math.pi * (u[:, 1] < 0.5).to(u.dtype)
-        points = self.scale * _polar(radius, 2 * math.pi * self.turns * radius + arm)
-        return points + self.noise * self._normal((n, 2), generator)
+        second = u[:, 1] < 0.5
+        points = _polar(radius, 2 * math.pi * self.turns * radius + math.pi * second.to(u.dtype))
+        return self.scale * points + self.noise * self._normal((n, 2), generator), second.long()

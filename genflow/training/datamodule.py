@@ -66,7 +66,7 @@ class DataModule(L.LightningDataModule):
             training.prepare(*pilot.xs, cond=pilot.cond)
             training.rehearse(first.to(training.model.device))
             if pilot.cond is not None and not pilot.cond.is_floating_point():
-                labels = torch.stack([pilot.cond.min(), pilot.cond.max()])  # a batch may miss them
+                labels = torch.stack([pilot.cond.amin(0), pilot.cond.amax(0)])  # a batch may miss them
                 training.rehearse(Batch(tuple(x[:2] for x in pilot.xs), labels))
 
     def rows(self, split: str, n: int) -> Batch:

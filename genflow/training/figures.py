@@ -16,7 +16,7 @@ from genflow.training.module import Training
 
 class Figures(L.Callback):
     """Draws the flow (``samples.png``) and the losses (``loss.png``) after training, and the flow at
-    validations if asked.
+    validations if asked; for weighted couplings also what they do to the data (``tilt.png``).
 
     Args:
         folder: where pictures go; those of validations into ``figures/`` below it.
@@ -67,6 +67,21 @@ class Figures(L.Callback):
             if self.losses:
                 curves = plot.curve(*map(list, zip(*self.losses)), self.evaluations)
                 self._write(trainer, pl_module, Path("loss.png"), curves)
+            bent = self.draw_tilt(trainer, pl_module)
+            if bent is not None:
+                self._write(trainer, pl_module, Path("tilt.png"), bent)
+
+    def draw_tilt(self, trainer: L.Trainer, pl_module: Training) -> Any:
+        """Both laws as given and as coupled, in the model's space; ``None`` where nothing is weighted."""
+        batch = trainer.datamodule.rows("train", self.n).to(pl_module.device)
+        model, draw = pl_module.model, stream(pl_module.seed, "tilt", device=pl_module.device)
+        report = pl_module.loss.tilt(*model.encode(*batch.xs), cond=batch.cond, generator=draw)
+        if report is None or report.worst == 0:
+            return None
+        cond = None if batch.cond is None else batch.cond[: self.n]
+        samples = model.encode(*([model.sample(len(batch.xs[-1]), cond=cond, generator=draw)] * 2))[1]
+        title = f"KL(tilted | given): {report.kl_tilt_x0:.2g} nats at x0, {report.kl_tilt_x1:.2g} at x1"
+        return plot.tilt(report.x0, report.x1, report.mass0, report.mass1, samples, title)
 
     def _write(self, trainer: L.Trainer, pl_module: Training, name: Path, figure: Any) -> None:
         path = Path(self.folder) / name
@@ -83,10 +98,14 @@ class Figures(L.Callback):
         generator = stream(pl_module.seed, "figure", device=pl_module.device)
         n = min(len(x) for x in batch.xs)
         x0, cond = batch.xs[0][:n], None if batch.cond is None else batch.cond[:n]
-        samples = model.sample(x0=x0, cond=cond, generator=generator)
-        few = slice(0, self.paths)
-        cond = None if cond is None else cond[few]
-        path = model.sample(x0=x0[few], cond=cond, generator=generator, trajectory=True)
+        # a model that starts elsewhere than at the source draws its own starts
+        tilted = getattr(model, "tilt", None) is not None
+        starts = {"n": n} if tilted else {"x0": x0}
+        samples = model.sample(**starts, cond=cond, generator=generator)
+        few = min(self.paths, n)
+        cond = None if cond is None else cond[:few]
+        starts = {"n": few} if tilted else {"x0": x0[:few]}
+        path = model.sample(**starts, cond=cond, generator=generator, trajectory=True)
         model.train(training)
         latent = model.transform is not None and model.source.latent
         start = model.transform.inverse(x0.to(model.dtype)) if latent else x0

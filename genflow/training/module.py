@@ -87,7 +87,7 @@ class Training(L.LightningModule):
     def prepare(self, *xs: Tensor, cond: Tensor | None = None) -> Training:
         """Let model and loss choose from data what was left open. :class:`DataModule` calls this."""
         check_marginals("Training", *xs)
-        self.model.prepare(*xs)
+        self.model.prepare(*xs, cond=cond)
         self.loss.prepare(*self.model.encode(*xs), cond=cond)
         return self
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genflow.checks import count
 from genflow.data import Batch
-from genflow.diagnostics import energy_excess, path_report
+from genflow.diagnostics import TiltReport, class_accuracy, energy_excess, path_report
 from genflow.distance import BuresWasserstein, Wasserstein
 from genflow.seeds import stream
 from genflow.solver import Euler
@@ -36,6 +36,10 @@ class Report(L.Callback):
       ``path_energy_excess`` (signed), in the model's own space; in high dimensions ``w2_pair`` of
       samples is too large, and the excess too low: read ``bures_pair`` there;
     - ``ess`` of the coupling's weights, and its ``epsilon`` where it has one;
+    - ``kl_tilt_x0``, ``kl_tilt_x1``, ``tv_tilt_x0``, ..., ``class_shift_x0``: how the coupling bends the
+      laws (:class:`~genflow.diagnostics.TiltReport`), and ``note``, a sentence where it does;
+    - ``class_accuracy`` of conditional samples by a classifier trained on the training data, and its
+      ceiling ``class_accuracy_real`` on test data, where conditions are one label;
     - ``train_seconds``, ``seed``, ``solver``, ``nfe``, ``ema``, ``steps``, ``parameters``,
       ``versions``.
 
@@ -48,6 +52,7 @@ class Report(L.Callback):
         count(self, 2, n=n)
         self.folder, self.n = folder, n
         self.metrics: dict[str, Any] = {}
+        self.tilt: TiltReport | None = None
         self._seconds, self._started = 0.0, None
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,12 +86,14 @@ class Report(L.Callback):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
             print("\n" + table(self.metrics))
+            if self.metrics.get("note"):
+                print(f"\n  note: {self.metrics['note']}")
 
     def evaluate(self, trainer: L.Trainer, pl_module: Training) -> dict[str, Any]:
         data, device = trainer.datamodule, pl_module.device
         test = data.rows("test", self.n).to(device)
         train = data.rows("train", self.n).to(device)
-        numbers = _distances(pl_module, test, train.xs[-1])
+        numbers = _distances(pl_module, test, train)
         numbers |= _paths(pl_module, test)
         # ess of a batch depends on its size: take the training's own
         size = getattr(data, "batch_size", self.n)
@@ -96,6 +103,7 @@ class Report(L.Callback):
         numbers |= pl_module.loss.diagnose(
             *pl_module.model.encode(*batch.xs), cond=cond, generator=draw
         )
+        numbers |= self._tilt(pl_module, train)
         averaging = [c.decay for c in trainer.callbacks if hasattr(c, "decay")]
         return numbers | {
             "epsilon": _epsilon(pl_module.loss),
@@ -111,20 +119,41 @@ class Report(L.Callback):
             | {name: version(name) for name in PACKAGES},
         }
 
+    def _tilt(self, pl_module: Training, train: Batch) -> dict[str, Any]:
+        draw = stream(pl_module.seed, "tilt", device=pl_module.device)
+        xs = pl_module.model.encode(*train.xs)
+        self.tilt = pl_module.loss.tilt(*xs, cond=train.cond, generator=draw)
+        if self.tilt is None:
+            return {}
+        return {k: v for k, v in self.tilt.numbers().items() if k != "ess"}
 
-def _distances(training: Training, test: Batch, train: Tensor) -> dict[str, Any]:
+
+def _distances(training: Training, test: Batch, known: Batch) -> dict[str, Any]:
     model = training.model
-    target, train = test.xs[-1].to(model.dtype), train.to(model.dtype)
+    target, train = test.xs[-1].to(model.dtype), known.xs[-1].to(model.dtype)
     distance = Wasserstein()
     numbers: dict[str, Any] = {}
     for name, options in (("w2", {}), ("w2_euler5", {"solver": Euler(5)})):
         draw = stream(training.seed, "report", device=training.device)
         solution = model.solve(len(target), cond=test.cond, generator=draw, **options)
         numbers[name] = float(distance(solution.x, target))
-        numbers.setdefault("nfe", solution.nfe)
+        if name == "w2":
+            numbers["nfe"] = solution.nfe
+            numbers |= _classes(known, test, solution.x)
     n = min(len(train), len(target))
     numbers["w2_floor"] = float(distance(train[:n], target[:n]))
     return numbers
+
+
+def _classes(train: Batch, test: Batch, samples: Tensor) -> dict[str, Any]:
+    """How often conditional samples are of the class asked for, where a condition is one label."""
+    labels = [batch.cond for batch in (train, test)]
+    if any(c is None or c.ndim > 1 or c.is_floating_point() for c in labels):
+        return {}
+    if len(labels[0].unique()) < 2:
+        return {}
+    found = class_accuracy((train.xs[-1], labels[0]), (test.xs[-1], labels[1]), (samples, labels[1]))
+    return {"class_accuracy": found.samples, "class_accuracy_real": found.real}
 
 
 def _paths(training: Training, test: Batch) -> dict[str, Any]:
@@ -132,7 +161,10 @@ def _paths(training: Training, test: Batch) -> dict[str, Any]:
     n = min(len(x) for x in xs)
     cond = None if test.cond is None else test.cond[:n]
     draw = stream(training.seed, "paths", device=training.device)
-    found = path_report(training.model.process, xs[0][:n], cond, generator=draw)
+    start = xs[0][:n]
+    if getattr(training.model, "tilt", None) is not None:  # where this model's paths begin
+        start = training.model.start(n, cond=cond, generator=draw)
+    found = path_report(training.model.process, start, cond, generator=draw)
     pair = float(Wasserstein()(xs[0], xs[-1]))
     noisy = training.model.process.stochastic  # noise moves mass too: W2 bounds no drift's energy
     return {

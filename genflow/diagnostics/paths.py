@@ -1,4 +1,4 @@
-"""Numbers that tell how well and how straight a model transports."""
+"""How much energy a model's paths have, and how straight they are."""
 
 from __future__ import annotations
 

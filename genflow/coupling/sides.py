@@ -1,0 +1,181 @@
+"""The two sides of a coupling: rows with their masses and conditions, and pairing within classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genflow.tensors import check_marginals
+
+Conditions = Tensor | Sequence[Tensor | None]
+"""Conditions of the last marginal's rows, or one entry for each marginal (``None`` where it has none)."""
+Pairs = tuple[Tensor, Tensor, Tensor]
+"""Rows of the left side, rows of the right side, weights."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One marginal's batch.
+
+    Attributes:
+        x: ``(n, *d)``.
+        mass: ``(n,)`` float64, how much each row counts, or ``None`` where all count alike.
+        cond: integer labels ``(n,)`` or ``(n, k)``, or vectors ``(n, k)``, or ``None``.
+    """
+
+    x: Tensor
+    mass: Tensor | None = None
+    cond: Tensor | None = None
+
+    def take(self, rows: Tensor) -> Side:
+        """The side with these rows alone."""
+        mass, cond = (v if v is None else v[rows] for v in (self.mass, self.cond))
+        return Side(self.x[rows], mass, cond)
+
+    def share(self) -> Tensor:
+        """Masses that sum to one, float64."""
+        if self.mass is None:
+            return torch.full(
+                (len(self.x),), 1 / len(self.x), dtype=torch.float64, device=self.x.device
+            )
+        return self.mass / self.mass.sum()
+
+    def total(self) -> float:
+        """Sum of the masses."""
+        return float(len(self.x) if self.mass is None else self.mass.sum())
+
+
+def two_sides(
+    owner: object,
+    xs: tuple[Tensor, ...],
+    cond: Conditions | None,
+    weights: Sequence[Tensor | None] | None,
+) -> tuple[Side, Side]:
+    """The checked sides of a coupling between two marginals.
+
+    Raises:
+        TypeError, ValueError: in one sentence, if anything does not fit.
+    """
+    name = type(owner).__name__
+    check_marginals(name, *xs)
+    if len(xs) != 2:
+        raise ValueError(f"{name} couples two marginals, got {len(xs)}")
+    conds = side_conditions(name, xs, cond)
+    masses = side_masses(name, xs, weights)
+    return Side(xs[0], masses[0], conds[0]), Side(xs[1], masses[1], conds[1])
+
+
+def side_conditions(
+    where: str, xs: tuple[Tensor, ...], cond: Conditions | None
+) -> tuple[Tensor | None, ...]:
+    """Conditions of each marginal: a lone tensor belongs to the last one."""
+    if cond is None:
+        return (None,) * len(xs)
+    conds = (None,) * (len(xs) - 1) + (cond,) if isinstance(cond, Tensor) else tuple(cond)
+    if len(conds) != len(xs):
+        raise ValueError(
+            f"{where}: cond has {len(conds)} entries for {len(xs)} marginals; give the tensor of the "
+            "last marginal, or one entry for each"
+        )
+    for k, (x, c) in enumerate(zip(xs, conds)):
+        if c is not None and (not isinstance(c, Tensor) or len(c) != len(x)):
+            got = f"{len(c)} rows" if isinstance(c, Tensor) else type(c).__name__
+            raise ValueError(f"{where}: cond of x{k} must be a tensor of its {len(x)} rows, got {got}")
+    return conds
+
+
+def side_masses(
+    where: str, xs: tuple[Tensor, ...], weights: Sequence[Tensor | None] | None
+) -> tuple[Tensor | None, ...]:
+    """Masses of each marginal's rows, float64; ``None`` where all rows count alike."""
+    if weights is None:
+        return (None,) * len(xs)
+    if isinstance(weights, Tensor) or len(weights) != len(xs):
+        raise ValueError(
+            f"{where}: weights must hold one (B,) tensor or None for each of the {len(xs)} marginals"
+        )
+    masses = []
+    for k, (x, w) in enumerate(zip(xs, weights)):
+        if w is not None:
+            w = torch.as_tensor(w, device=x.device).double()
+            fine = (
+                w.shape == x.shape[:1] and bool(((w >= 0) & w.isfinite()).all()) and float(w.sum()) > 0
+            )
+            if not fine:
+                raise ValueError(
+                    f"{where}: weights of x{k} must be {len(x)} finite numbers >= 0 that are not all "
+                    f"0, got shape {tuple(w.shape)}"
+                )
+        masses.append(w)
+    return tuple(masses)
+
+
+def check_strength(owner: object, conditions: str | float) -> None:
+    """Refuse a ``conditions`` argument that is neither a known word nor a positive number."""
+    number = isinstance(conditions, (int, float)) and not isinstance(conditions, bool)
+    if conditions not in ("ignore", "within") and not (
+        number and math.isfinite(conditions) and conditions > 0
+    ):
+        raise ValueError(
+            f"{type(owner).__name__}(conditions={conditions!r}): conditions must be 'ignore', 'within', "
+            "or a positive number, the price of a unit of distance between conditions"
+        )
+
+
+def need_conditions(owner: object, conditions: str | float, side: Side) -> None:
+    """Refuse to couple by conditions that are absent, or within classes of vectors."""
+    stated = f"{type(owner).__name__}(conditions={conditions!r})"
+    if side.cond is None:
+        raise ValueError(f"{stated} needs the conditions of x1: pass cond=")
+    if conditions == "within" and side.cond.is_floating_point():
+        raise ValueError(
+            f"{stated} needs integer labels, got {side.cond.dtype}; for vectors give a number, the "
+            "price of a unit of distance between conditions"
+        )
+
+
+def condition_cost(left: Tensor, right: Tensor) -> Tensor:
+    """Distance of conditions, ``(n, m)`` float64: the number of labels that differ, or the squared
+    Euclidean distance of vectors."""
+    left, right = left.flatten(1) if left.ndim > 1 else left[:, None], right.reshape(len(right), -1)
+    if not left.is_floating_point():
+        return (left[:, None] != right).sum(2).double()
+    return torch.cdist(left.double(), right.double()) ** 2
+
+
+def class_index(*conds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Distinct rows of labels ``(C, k)``, and the number of each row's class, for each tensor."""
+    rows = [c.reshape(len(c), -1) for c in conds]
+    labels, index = torch.unique(torch.cat(rows), dim=0, return_inverse=True)
+    return labels, index.split([len(r) for r in rows])
+
+
+def couple_within(
+    owner: object, left: Side, right: Side, couple: Callable[[Side, Side], Pairs]
+) -> Pairs:
+    """Couple class by class; each class gets the share that it has on the right side.
+
+    Raises:
+        ValueError: if a class has rows on one side alone.
+    """
+    labels, (of_left, of_right) = class_index(left.cond, right.cond)
+    parts = []
+    for k in range(len(labels)):
+        rows0, rows1 = (torch.nonzero(index == k).squeeze(1) for index in (of_left, of_right))
+        if not (len(rows0) and len(rows1)):
+            absent = "x0" if not len(rows0) else "x1"
+            raise ValueError(
+                f"{type(owner).__name__}(conditions='within'): class {labels[k].tolist()} has no row in "
+                f"{absent} of this batch; use larger batches, or a number instead of 'within'"
+            )
+        mine = right.take(rows1)
+        i, j, weight = couple(left.take(rows0), mine)
+        parts.append((rows0[i], rows1[j], weight * (mine.total() / (right.total() * len(i)))))
+    i, j, weight = (torch.cat(values) for values in zip(*parts))
+    # rows as they came: whatever is drawn row by row afterwards must not know the class
+    order = (j if len(right.x) >= len(left.x) else i).argsort(stable=True)
+    return i[order], j[order], weight[order] * len(order)

@@ -1,0 +1,107 @@
+"""What couplings by a transport plan share: costs, conditions, masses, and pairs drawn from the plan."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from genflow.coupling.base import Coupling, Plan, pair_rows, sample_plan
+from genflow.coupling.cost import Cost, check_cost, pair_cost
+from genflow.coupling.sides import (
+    Conditions,
+    Pairs,
+    Side,
+    check_strength,
+    condition_cost,
+    couple_within,
+    need_conditions,
+    two_sides,
+)
+
+
+class Transport(Coupling):
+    """Pairs of a transport plan between the batches.
+
+    Every row of the larger batch is kept and draws its partner from the plan.
+
+    How conditions are heeded: where the source has none of its own (the usual case), each row of
+    ``x0`` first takes the condition of a row of ``x1`` at random, so that the law of ``x0`` stays the
+    same given every condition; the plan is then sought with ``conditions="within"`` inside each class
+    alone, with a number at that price for a unit of distance between conditions (number of labels
+    that differ, squared Euclidean distance of vectors). A plan that ignores conditions ties the source
+    to them, and a sampler that draws the source freely then meets pairs that were never learnt (Cheng &
+    Schwing 2025).
+    """
+
+    cost: Cost
+    conditions: str | float
+    balanced: ClassVar[bool] = True
+    """Whether the plan has the given masses on both sides."""
+
+    def __post_init__(self) -> None:
+        check_cost(self, self.cost)
+        check_strength(self, self.conditions)
+
+    @abstractmethod
+    def transport(self, cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """The plan ``(n, m)`` for a cost matrix between masses ``a (n,)`` and ``b (m,)`` that sum to
+        one; all in float64."""
+
+    @torch.no_grad()
+    def plan(self, x0: Tensor, x1: Tensor, weights: Sequence[Tensor | None] | None = None) -> Tensor:
+        """The plan ``(n, m)`` between the batches, in float64; conditions are not looked at.
+
+        Args:
+            x0, x1: the batches, of equal or unequal sizes.
+            weights: how much each row counts, ``(B,)`` or ``None`` for each side.
+        """
+        left, right = two_sides(self, (x0, x1), None, weights)
+        return self.transport(pair_cost(self.cost, x0, x1), left.share(), right.share())
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        *xs: Tensor,
+        cond: Conditions | None = None,
+        weights: Sequence[Tensor | None] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Plan:
+        left, right = two_sides(self, xs, cond, weights)
+        if self.conditions == "ignore":
+            i, j, weight = self._couple(left, right, generator)
+            return Plan((i, j), weight)
+        need_conditions(self, self.conditions, right)
+        rows = None
+        if left.cond is None:
+            rows = pair_rows(*xs, generator=generator)
+            right = right.take(rows[1])
+            borrowed = left.take(rows[0])
+            left = Side(borrowed.x, borrowed.mass, right.cond)
+        if self.conditions == "within":
+            parts = couple_within(self, left, right, lambda a, b: self._couple(a, b, generator))
+        else:
+            parts = self._couple(left, right, generator)
+        i, j, weight = parts
+        return Plan((i, j) if rows is None else (rows[0][i], rows[1][j]), weight)
+
+    def _couple(self, left: Side, right: Side, generator: torch.Generator | None) -> Pairs:
+        cost = pair_cost(self.cost, left.x, right.x)
+        if not isinstance(self.conditions, str):
+            cost = cost + self.conditions * condition_cost(left.cond, right.cond)
+        plan = self.transport(cost, left.share(), right.share())
+        even = left.mass is None and right.mass is None
+        i, j = self.pairs(plan, even, generator)
+        if self.balanced and even:
+            return i, j, left.x.new_ones(len(i))
+        mass = plan.sum(1)[i] if len(left.x) >= len(right.x) else plan.sum(0)[j]
+        return i, j, (mass * (len(i) / mass.sum())).to(left.x)
+
+    def pairs(
+        self, plan: Tensor, even: bool, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Pairs of rows drawn from a plan; ``even`` where all rows count alike."""
+        return sample_plan(plan, generator)

@@ -1,0 +1,104 @@
+"""Weights of mean one from their logarithms, and the temperature that makes them as even as asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from genflow.coupling.base import effective_sample_size
+
+
+def softmax_weight(
+    log_weight: Tensor, index: Tensor | None = None, share: Tensor | None = None
+) -> Tensor:
+    """Weights ``(B,)`` of mean one that neither under- nor overflow.
+
+    Args:
+        log_weight: ``(B,)``, known up to a constant (up to one a class with ``index``).
+        index: class of each row; each class then keeps its own share of the weight.
+        share: ``(B,)``, how much each row counts towards its class's share; ones if absent.
+    """
+    if index is None:
+        return len(log_weight) * torch.softmax(log_weight, 0)
+    share = torch.ones_like(log_weight) if share is None else share.to(log_weight)
+    classes = int(index.max()) + 1
+    top = log_weight.new_full((classes,), -math.inf)
+    top = top.scatter_reduce(0, index, log_weight, "amax")
+    raised = (log_weight - top[index]).exp()
+    sums, goal = (raised.new_zeros(classes).index_add(0, index, v) for v in (raised, share))
+    return raised * (goal / sums)[index] * (len(share) / share.sum())
+
+
+def gibbs_weight(cost: Tensor, epsilon: float) -> Tensor:
+    """``B softmax(-cost / epsilon)``: weights of mean one that neither under- nor overflow."""
+    return softmax_weight(-cost / epsilon)
+
+
+def epsilon_by_size(size: Callable[[float], float], scale: float, ess: float) -> float:
+    r"""The temperature at which the effective sample size ``size(epsilon)`` is ``ess``.
+
+    Bisection in :math:`\log\varepsilon`: the size grows with :math:`\varepsilon` because
+    :math:`\log Z` is convex in :math:`1/\varepsilon`.
+
+    Args:
+        size: effective sample size at a temperature.
+        scale: a typical deviation of the costs.
+        ess: target fraction in (0, 1).
+    """
+    low, high = math.log(scale) - 30.0, math.log(scale) + 30.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        if size(math.exp(middle)) < ess:
+            low = middle
+        else:
+            high = middle
+    return math.exp((low + high) / 2)
+
+
+def cost_spread(cost: Tensor, ess: float) -> float:
+    """Standard deviation of the costs of a pilot.
+
+    Raises:
+        ValueError: if all costs are equal, so that every temperature gives uniform weights, or if
+            they are not finite.
+    """
+    cost = cost.double()
+    if not bool(torch.isfinite(cost).all()):
+        raise ValueError("Gibbs: the costs of the pilot are not finite; do the data hold NaN?")
+    spread = float(cost.std())
+    if not spread > 1e-12 * max(1.0, float(cost.abs().max())):
+        raise ValueError(
+            "Gibbs: all costs of the pilot are equal, so no epsilon gives the effective sample "
+            f"size {ess}; give epsilon, or use Independent()"
+        )
+    return spread
+
+
+def epsilon_for(cost: Tensor, ess: float, index: Tensor | None = None) -> float:
+    r"""The temperature at which Gibbs weights of these costs have effective sample size ``ess``.
+
+    Args:
+        cost: ``(N,)`` costs of independent pairs.
+        ess: target fraction in (0, 1).
+        index: classes of the pairs, where weights are normalised within them.
+
+    Raises:
+        ValueError: if all costs are equal, so that every temperature gives uniform weights.
+    """
+    spread, cost = cost_spread(cost, ess), cost.double()
+
+    def size(epsilon: float) -> float:
+        return float(effective_sample_size(softmax_weight(-cost / epsilon, index)))
+
+    return epsilon_by_size(size, spread, ess)
+
+
+def epsilon_by_deviation(cost: Tensor, ess: float) -> float:
+    r"""The rule :math:`\varepsilon = \mathrm{std}(c) / \sqrt{\log(1/\mathrm{ESS})}`.
+
+    Exact where costs are normally distributed, as in high dimensions; needs no search.
+    """
+    return cost_spread(cost, ess) / math.sqrt(math.log(1 / ess))

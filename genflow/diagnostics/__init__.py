@@ -1,0 +1,10 @@
+"""Numbers that tell how well and how straight a model transports, and what a coupling does to the data."""
+
+from genflow.diagnostics.classes import ClassAccuracy, class_accuracy
+from genflow.diagnostics.paths import PathReport, energy_excess, path_energy, path_report
+from genflow.diagnostics.tilt import TiltReport, tilt_report
+
+__all__ = [
+    "ClassAccuracy", "PathReport", "TiltReport", "class_accuracy", "energy_excess", "path_energy",
+    "path_report", "tilt_report",
+]  # fmt: skip
