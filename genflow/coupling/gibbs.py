@@ -31,7 +31,7 @@ from genflow.coupling.sides import (
     two_sides,
 )
 from genflow.coupling.sinkhorn import sinkhorn_log_plan
-from genflow.coupling.weights import softmax_weight
+from genflow.coupling.weights import relative_mass, softmax_weight
 
 ITERATIONS, TOLERANCE = 500, 1e-4
 """Of the potentials of ``correction="sinkhorn"``; at usual temperatures about ten are made."""
@@ -165,28 +165,27 @@ class Gibbs(Coupling):
         return Plan((i, j), self._weight(left.take(i), right.take(j), share))
 
     def _weight(self, left: Side, right: Side, share: Tensor | None) -> Tensor:
-        """Weights of paired rows, of mean one."""
+        """Weights of paired rows, of mean one; ``share`` where rows were paired class by class."""
         index = self.class_of(right.cond) if self.by_class else None
-        constant = self.normaliser == "pilot"
         if self.correction == "sinkhorn":
             log_weight = self._entropic(left, right, index)
         else:
             log_weight = self.log_weight(left, right, index)
-            if constant:
-                shift = log_weight.new_tensor(self.fitted["log_z"])
-                log_weight = log_weight - (shift[0] if index is None else shift[index])
-            for mass in (left.mass, right.mass):
-                if mass is not None:
-                    log_weight = log_weight + (mass / mass.mean()).log().to(log_weight)
-        if index is not None and share is None and right.mass is not None:
-            share = right.mass
-        if constant:
-            return (
-                log_weight.exp()
-                if share is None or right.mass is not None
-                else log_weight.exp() * share
-            )
-        return softmax_weight(log_weight, index, share)
+        groups = None if share is None else index
+        own = share
+        if right.mass is not None:
+            mass = relative_mass(right.mass, groups).to(log_weight)
+            own = mass if own is None else own * mass
+        base = own
+        if left.mass is not None:
+            mass = relative_mass(left.mass, groups).to(log_weight)
+            base = mass if base is None else base * mass
+        if self.normaliser == "batch":
+            return softmax_weight(log_weight, base, index, own)
+        if self.correction != "sinkhorn":  # whose weights are of mean one as they are
+            constant = log_weight.new_tensor(self.fitted["log_z"])
+            log_weight = log_weight - (constant[0] if index is None else constant[index])
+        return log_weight.exp() if base is None else log_weight.exp() * base
 
     def log_weight(self, left: Side, right: Side, index: Tensor | None = None) -> Tensor:
         """Logarithm of the weight of paired rows, not yet normalised, ``(B,)``; not for
@@ -205,10 +204,9 @@ class Gibbs(Coupling):
         if self.correction == "gaussian":
             k = int(self.class_of(right.cond[:1])[0]) if self.by_class else 0
             return self._potentials(left.x.double()).pairs(left.x.double(), right.x.double(), k)
-        cost = self._costs(left, right)
-        if self.correction == "none":
-            return -cost / self.epsilon
-        return self._log_plan(cost, left.share(), right.share())
+        if self.correction == "sinkhorn":
+            return self._log_density(left, right)
+        return -self._costs(left, right) / self.epsilon
 
     def _costs(self, left: Side, right: Side) -> Tensor:
         cost = pair_cost(self.cost, left.x, right.x)
@@ -216,24 +214,22 @@ class Gibbs(Coupling):
             cost = cost + self.conditions * condition_cost(left.cond, right.cond)
         return cost
 
-    def _log_plan(self, cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Log of the entropic plan over the product of even masses: of mean one over all pairs."""
+    def _log_density(self, left: Side, right: Side) -> Tensor:
+        """Log-density of the entropic plan over the product of the masses, ``(n, m)``."""
         tiny = torch.finfo(torch.float64).tiny
-        masses = a.clamp_min(tiny), b.clamp_min(tiny)
-        log_plan, _ = sinkhorn_log_plan(cost, self.epsilon, ITERATIONS, TOLERANCE, *masses)
-        return log_plan + torch.tensor(float(cost.numel()), dtype=torch.float64).log()
+        a, b = (side.share().clamp_min(tiny) for side in (left, right))
+        cost = self._costs(left, right)
+        log_plan, _ = sinkhorn_log_plan(cost, self.epsilon, ITERATIONS, TOLERANCE, a, b)
+        return log_plan - a.log()[:, None] - b.log()
 
     def _entropic(self, left: Side, right: Side, index: Tensor | None) -> Tensor:
         """Log-weights of paired rows by the potentials of this batch, in each class by itself."""
         if index is None:
-            plan = self._log_plan(self._costs(left, right), left.share(), right.share())
-            return plan.diagonal().to(left.x)
+            return self._log_density(left, right).diagonal().to(left.x)
         out = left.x.new_zeros(len(left.x))
         for k in index.unique():
             rows = torch.nonzero(index == k).squeeze(1)
-            mine, theirs = left.take(rows), right.take(rows)
-            plan = self._log_plan(self._costs(mine, theirs), mine.share(), theirs.share())
-            out[rows] = plan.diagonal().to(out)
+            out[rows] = self._log_density(left.take(rows), right.take(rows)).diagonal().to(out)
         return out
 
     def _potentials(self, like: Tensor) -> GaussianPotentials:

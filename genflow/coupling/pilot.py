@@ -163,7 +163,7 @@ def _epsilon(
 
     def size(epsilon: float) -> float:
         log_weight, of = _log_weights(coupling, fitted, epsilon, left, right, index, pairs)
-        return float(effective_sample_size(softmax_weight(log_weight, of)))
+        return float(effective_sample_size(softmax_weight(log_weight, index=of)))
 
     return epsilon_by_size(size, spread, coupling.ess)
 

@@ -2,16 +2,16 @@ r"""Entropic potentials of Gaussian marginals: the closed form behind ``Gibbs(co
 
 For :math:`N(a, A)` and :math:`N(m, S)` the entropic plan of cost :math:`|x-y|^2` at temperature
 :math:`\varepsilon = 2\sigma^2` is Gaussian, with the cross-covariance of the static Schrödinger bridge
-(Janati, Muzellec, Peyré & Cuturi 2020; Bunne et al. 2023). Its density over the product of the marginals
-is
+(Janati, Muzellec, Peyré & Cuturi 2020; Bunne et al. 2023). Its density over the product of the
+marginals is
 
 .. math:: \log w = -\tfrac12 \tilde x^\top F \tilde x - \tfrac12 \tilde y^\top G \tilde y
     + \tilde x\cdot\tilde y/\sigma^2 - \tfrac12\sum_i\log(2\sigma^2\varphi(\tau_i)),
 
 with centred points, :math:`\varphi(\tau) = 1/(\sqrt{\tau + \sigma^4} + \sigma^2)`,
 :math:`\tau` the eigenvalues of :math:`4A^{1/2}SA^{1/2}`, and
-:math:`F = \frac{2}{\sigma^2} S^{1/2}\varphi(4S^{1/2}AS^{1/2})S^{1/2}`; :math:`G` with both swapped. In this
-form no covariance is inverted, so that directions without variance do no harm.
+:math:`F = \frac{2}{\sigma^2} S^{1/2}\varphi(4S^{1/2}AS^{1/2})S^{1/2}`; :math:`G` with both swapped.
+In this form no covariance is inverted, so that directions without variance do no harm.
 """
 
 from __future__ import annotations
@@ -87,11 +87,8 @@ class GaussianPotentials:
         return cls(*found, epsilon / 2)
 
     def rows(self, x: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
-        """Log-weight of row ``i`` of ``x`` with row ``i`` of ``y``; ``index`` their classes: ``(B,)``."""
-        if index is None:
-            k: Any = 0
-        else:
-            k = index
+        """Log-weight of row ``i`` of ``x`` with row ``i`` of ``y``, whose class is ``index[i]``."""
+        k: Any = 0 if index is None else index
         x, y = x.flatten(1) - self.mean0[k], y.flatten(1) - self.mean1[k]
         square = (self._apply(self.form0[k], x) * x + self._apply(self.form1[k], y) * y).sum(1)
         return (x * y).sum(1) / self.variance - square / 2 + self.constant[k]

@@ -12,7 +12,7 @@ from torch import Tensor
 from genflow.tensors import check_marginals
 
 Conditions = Tensor | Sequence[Tensor | None]
-"""Conditions of the last marginal's rows, or one entry for each marginal (``None`` where it has none)."""
+"""Conditions of the last marginal's rows, or an entry for each marginal (``None``: it has none)."""
 Pairs = tuple[Tensor, Tensor, Tensor]
 """Rows of the left side, rows of the right side, weights."""
 
@@ -121,8 +121,8 @@ def check_strength(owner: object, conditions: str | float) -> None:
         number and math.isfinite(conditions) and conditions > 0
     ):
         raise ValueError(
-            f"{type(owner).__name__}(conditions={conditions!r}): conditions must be 'ignore', 'within', "
-            "or a positive number, the price of a unit of distance between conditions"
+            f"{type(owner).__name__}(conditions={conditions!r}): conditions must be 'ignore', "
+            "'within', or a positive number, the price of a unit of distance between conditions"
         )
 
 
@@ -169,8 +169,8 @@ def couple_within(
         if not (len(rows0) and len(rows1)):
             absent = "x0" if not len(rows0) else "x1"
             raise ValueError(
-                f"{type(owner).__name__}(conditions='within'): class {labels[k].tolist()} has no row in "
-                f"{absent} of this batch; use larger batches, or a number instead of 'within'"
+                f"{type(owner).__name__}(conditions='within'): class {labels[k].tolist()} has no row "
+                f"in {absent} of this batch; use larger batches, or a number instead of 'within'"
             )
         mine = right.take(rows1)
         i, j, weight = couple(left.take(rows0), mine)

@@ -1,4 +1,4 @@
-"""What couplings by a transport plan share: costs, conditions, masses, and pairs drawn from the plan."""
+"""What couplings by a transport plan share: costs, conditions, masses, pairs drawn from the plan."""
 
 from __future__ import annotations
 

@@ -12,24 +12,42 @@ from genflow.coupling.base import effective_sample_size
 
 
 def softmax_weight(
-    log_weight: Tensor, index: Tensor | None = None, share: Tensor | None = None
+    log_weight: Tensor,
+    base: Tensor | None = None,
+    index: Tensor | None = None,
+    goal: Tensor | None = None,
 ) -> Tensor:
-    """Weights ``(B,)`` of mean one that neither under- nor overflow.
+    """Weights ``(B,)`` of mean one that neither under- nor overflow: ``base exp(log_weight)`` up to a
+    constant.
 
     Args:
-        log_weight: ``(B,)``, known up to a constant (up to one a class with ``index``).
-        index: class of each row; each class then keeps its own share of the weight.
-        share: ``(B,)``, how much each row counts towards its class's share; ones if absent.
+        log_weight: ``(B,)``.
+        base: ``(B,)`` factors, zeros allowed; ones if absent.
+        index: class of each row; each class then has a constant of its own, so that its weights sum
+            to its share.
+        goal: ``(B,)``, whose sum over a class is its share; ones if absent.
     """
-    if index is None:
+    if index is None and base is None:
         return len(log_weight) * torch.softmax(log_weight, 0)
-    share = torch.ones_like(log_weight) if share is None else share.to(log_weight)
+    if index is None:
+        raised = (log_weight - log_weight.max()).exp() * base
+        return raised / raised.mean()
+    goal = torch.ones_like(log_weight) if goal is None else goal.to(log_weight)
     classes = int(index.max()) + 1
     top = log_weight.new_full((classes,), -math.inf)
     top = top.scatter_reduce(0, index, log_weight, "amax")
     raised = (log_weight - top[index]).exp()
-    sums, goal = (raised.new_zeros(classes).index_add(0, index, v) for v in (raised, share))
-    return raised * (goal / sums)[index] * (len(share) / share.sum())
+    raised = raised if base is None else raised * base
+    sums, shares = (raised.new_zeros(classes).index_add(0, index, v) for v in (raised, goal))
+    return raised * (shares / sums)[index] * (len(goal) / goal.sum())
+
+
+def relative_mass(mass: Tensor, index: Tensor | None) -> Tensor:
+    """Masses of mean one, in each class by itself with ``index``."""
+    if index is None:
+        return mass / mass.mean()
+    sums = mass.new_zeros(int(index.max()) + 1).index_add(0, index, mass)
+    return mass * (index.bincount() / sums)[index]
 
 
 def gibbs_weight(cost: Tensor, epsilon: float) -> Tensor:
@@ -91,7 +109,7 @@ def epsilon_for(cost: Tensor, ess: float, index: Tensor | None = None) -> float:
     spread, cost = cost_spread(cost, ess), cost.double()
 
     def size(epsilon: float) -> float:
-        return float(effective_sample_size(softmax_weight(-cost / epsilon, index)))
+        return float(effective_sample_size(softmax_weight(-cost / epsilon, index=index)))
 
     return epsilon_by_size(size, spread, ess)
 

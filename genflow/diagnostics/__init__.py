@@ -1,4 +1,4 @@
-"""Numbers that tell how well and how straight a model transports, and what a coupling does to the data."""
+"""Numbers that tell how a model transports, and what a coupling does to the data."""
 
 from genflow.diagnostics.classes import ClassAccuracy, class_accuracy
 from genflow.diagnostics.paths import PathReport, energy_excess, path_energy, path_report

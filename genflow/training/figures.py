@@ -72,7 +72,7 @@ class Figures(L.Callback):
                 self._write(trainer, pl_module, Path("tilt.png"), bent)
 
     def draw_tilt(self, trainer: L.Trainer, pl_module: Training) -> Any:
-        """Both laws as given and as coupled, in the model's space; ``None`` where nothing is weighted."""
+        """Both laws as given and as coupled, in the model's space; ``None`` where they are equal."""
         batch = trainer.datamodule.rows("train", self.n).to(pl_module.device)
         model, draw = pl_module.model, stream(pl_module.seed, "tilt", device=pl_module.device)
         report = pl_module.loss.tilt(*model.encode(*batch.xs), cond=batch.cond, generator=draw)

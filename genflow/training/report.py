@@ -36,8 +36,8 @@ class Report(L.Callback):
       ``path_energy_excess`` (signed), in the model's own space; in high dimensions ``w2_pair`` of
       samples is too large, and the excess too low: read ``bures_pair`` there;
     - ``ess`` of the coupling's weights, and its ``epsilon`` where it has one;
-    - ``kl_tilt_x0``, ``kl_tilt_x1``, ``tv_tilt_x0``, ..., ``class_shift_x0``: how the coupling bends the
-      laws (:class:`~genflow.diagnostics.TiltReport`), and ``note``, a sentence where it does;
+    - ``kl_tilt_x0``, ``kl_tilt_x1``, ``tv_tilt_x0``, ..., ``class_shift_x0``: how the coupling bends
+      the laws (:class:`~genflow.diagnostics.TiltReport`), and ``note``, a sentence where it does;
     - ``class_accuracy`` of conditional samples by a classifier trained on the training data, and its
       ceiling ``class_accuracy_real`` on test data, where conditions are one label;
     - ``train_seconds``, ``seed``, ``solver``, ``nfe``, ``ema``, ``steps``, ``parameters``,
