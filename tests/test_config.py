@@ -20,8 +20,8 @@ from genflow.training.cli import run
 
 OTHERS = ("trainer", "logger", "callback", "optimizer", "scheduler")
 """Groups of objects that are no genflow parts and describe no model."""
-NONE = [(g, o) for g, o in OPTIONS if o == "none" and g in OTHERS]
-PARTS = [(g, o) for g, o in OPTIONS if g not in (*OTHERS, "experiment")]
+NONE = [(g, o) for g, o in OPTIONS if o == "none" and g in (*OTHERS, "tilt")]
+PARTS = [(g, o) for g, o in OPTIONS if g not in (*OTHERS, "experiment") and (g, o) not in NONE]
 REST = [(g, o) for g, o in OPTIONS if g in OTHERS and (g, o) not in NONE]
 
 
@@ -144,7 +144,9 @@ import sys, torch, genflow
 for path in sys.argv[1:]:
     model = genflow.load(path)
     draw = torch.Generator().manual_seed(0)
-    x = model.sample(7, steps=2, generator=draw)
+    conditional = model.process.network.classes is not None
+    cond = torch.arange(7) if conditional else None
+    x = model.sample(7, cond=cond, steps=2, generator=draw)
     assert x.shape[0] == 7 and bool(torch.isfinite(x).all()), path
     print(path, *x.shape)
 heavy = {"lightning", "hydra", "omegaconf", "pyro", "ot", "sklearn", "torchmetrics", "matplotlib"}

@@ -269,7 +269,7 @@ def test_bad_parts_are_refused(make, error, words):
         (simple, (torch.zeros(4, 2).long(),) * 2, None, TypeError, "x0 must be a floating"),
         (simple, (torch.zeros(4, 2),), None, ValueError, "at least two marginals"),
         (simple, (torch.zeros(4, 2),) * 3, None, ValueError, "two marginals"),
-        (simple, batches(4, 4), torch.zeros(3), ValueError, "cond has 3 rows but x1"),
+        (simple, batches(4, 4), torch.zeros(3), ValueError, "cond of x1 must be .* got 3 rows"),
         (
             lambda t, x: x[:, :1],
             batches(4, 4),

@@ -11,7 +11,16 @@ import torch
 from torch import nn
 
 import genflow.specs
-from genflow.coupling import ExactOT, Gibbs, Independent, Plan, Sinkhorn
+from genflow.coupling import (
+    ExactOT,
+    Gibbs,
+    Independent,
+    PartialOT,
+    Plan,
+    Side,
+    Sinkhorn,
+    UnbalancedOT,
+)
 from genflow.distance import MMD, BuresWasserstein, EnergyDistance, Wasserstein
 from genflow.interpolant import (
     Brownian,
@@ -29,7 +38,7 @@ from genflow.interpolant import (
     Zero,
 )
 from genflow.loss import Matching, On, Regression, Sum
-from genflow.model import Generator
+from genflow.model import Generator, Tilt
 from genflow.network import MLP, TimeFeatures
 from genflow.process import SDE
 from genflow.solver import Adaptive, Euler, Field, Heun, Solution, StochasticHeun
@@ -53,9 +62,13 @@ PARTS = [
     Linear(sigma=0.1), Linear(gamma=Brownian(2.0)), BrownianBridge(0.7), Trigonometric(Quadratic()),
     VariancePreserving(Quadratic()), EncoderDecoder(SinSquared()),
     Independent(), ExactOT("euclidean"), Sinkhorn(0.5, "euclidean", 100, 1e-4), Gibbs(0.3, 0.7),
+    ExactOT(conditions=2.5), UnbalancedOT(3.0, 0.5, "euclidean"), PartialOT(0.7, conditions="within"),
+    Gibbs(0.3, correction="gaussian", covariance="full", normaliser="pilot", conditions="within",
+          fitted={"labels": [[0], [2]], "log_z": [-1.0, -2.0]}),
     Velocity(), Rate(), Noise(), Score(), Drift(0.4), Denoised(),
     Uniform(0.01), Stratified(0.02), LogitNormal(0.1, 2.0, True, 0.03), Beta(1.5, 2.5, True, 0.01),
     MLP(2, 8), MLP((1, 4, 4), 8, 2, "Tanh", False, 3, 5), MLP(2, 8, cond_dim=3), TimeFeatures(4),
+    MLP(2, 8, classes=[3, 4]),
     Gaussian([1, 4, 4], 0.5, 2.0), Checkerboard(2.0), Circles(0.1, 0.3, 2.0), Spiral(0.2, 1.0, 3.0),
     EightGaussians(3.0, 0.2, 5), Moons(0.1, 2.0, 0.0), SwissRoll(0.1, 0.2), Empirical(),
     Empirical(torch.arange(6.0).reshape(3, 2)), Identity(), Standardise([1, 4, 4], "all"),
@@ -64,10 +77,12 @@ PARTS = [
     BuresWasserstein(False),
     Generator(Gaussian(2), SDE(MLP(2, 8)), Euler(3), Standardise(2)),
     Generator(Moons(), SDE(MLP(2, 8), 0.1), StochasticHeun(3)),
+    Tilt(Gibbs(2.0)), Tilt(Gibbs(2.0), [7, 2], [7, 3], 8, 128), Tilt(Gibbs(2.0), torch.ones(5, 2)),
+    Generator(Gaussian(2), SDE(MLP(2, 8)), Euler(3), tilt=Tilt(Gibbs(2.0), [7, 2])),
     Matching(BrownianBridge(), Sinkhorn(2.0), Uniform(0.1), {"velocity": Velocity(), "noise": Noise()}),
     Sum([Matching(), On("heads.score", Matching())], [1.0, 0.5]), On("denoiser", Matching()),
 ]  # fmt: skip
-RECORDS = {Coefficients, Field, PathSample, Plan, Regression, Solution}
+RECORDS = {Coefficients, Field, PathSample, Plan, Regression, Side, Solution}
 """Exported classes that hold results: nobody writes them into a YAML."""
 ROLES = (
     "interpolant coupling target time network source transform process solver distance model loss"
@@ -136,6 +151,12 @@ def test_a_description_is_plain_and_complete():
             "epsilon": 0.2,
             "ess": 0.5,
             "cost": "sqeuclidean",
+            "rule": "ess",
+            "correction": "none",
+            "covariance": "auto",
+            "normaliser": "batch",
+            "conditions": "ignore",
+            "fitted": None,
         },
         "time": {"_target_": "genflow.time.Uniform", "margin": 0.0},
         "target": {"_target_": "genflow.target.Velocity"},
@@ -282,3 +303,47 @@ def test_fill_leaves_what_the_user_states(generator):
     prepared, stated = Matching(coupling=Gibbs()).prepare(*x), Matching(coupling=Gibbs(0.123, 0.7))
     fill(stated, spec(stated), spec(prepared))
     assert stated.coupling == Gibbs(0.123, 0.7)
+
+
+CORRECTED = {"correction": "gaussian", "normaliser": "pilot"}
+
+
+def test_fill_restores_containers_inside_containers(generator):
+    # a mapping of numbers, inside a loss, inside a list and a mapping
+    x = torch.randn(2, 100, 2, generator=generator)
+
+    def parts():
+        return [{"a": Matching(coupling=Gibbs(**CORRECTED)), "b": Gibbs(2.0)}, 3.0]
+
+    prepared, resumed = parts(), parts()
+    prepared[0]["a"].prepare(*x)
+    fill(resumed, spec(parts()), spec(prepared))
+    assert resumed == prepared and spec(resumed) == spec(prepared)
+    found = resumed[0]["a"].coupling.fitted
+    assert found.keys() == {"mean0", "cov0", "mean1", "cov1", "log_z"}
+    plans = [part[0]["a"].coupling(*x) for part in (prepared, resumed)]
+    assert torch.equal(plans[0].weight, plans[1].weight)
+
+
+def test_fill_leaves_the_containers_that_the_user_states(generator):
+    x = torch.randn(2, 100, 2, generator=generator)
+    stated = Gibbs(0.3, **CORRECTED).prepare(*x)
+    own = Matching(coupling=dataclasses.replace(stated, epsilon=None))
+    fill(own, spec(own), spec(Matching(coupling=Gibbs(**CORRECTED)).prepare(*(3 * x))))
+    assert own.coupling.fitted == stated.fitted and own.coupling.epsilon is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """A part of the user with something left open."""
+
+    chosen: object = None
+
+
+@pytest.mark.parametrize("value", [Gibbs(2.0), [Gibbs(2.0)], {"a": {"b": Gibbs(2.0)}}], ids=str)
+def test_fill_does_not_take_descriptions_for_values(value):
+    holder = Holder()
+    fill(holder, spec(holder), spec(Holder(value)))
+    assert holder.chosen is None
+    fill(holder, spec(holder), spec(Holder({"a": [1.0, "word"], "b": True})))
+    assert holder.chosen == {"a": [1.0, "word"], "b": True}

@@ -23,10 +23,18 @@ class Plan:
     Attributes:
         indices: one ``(B,)`` tensor of row numbers for each marginal.
         weight: ``(B,)``, of mean one (in expectation, where a coupling divides by a constant).
+        aligned: whether all indices are ``0..B-1``, so that nothing need be gathered.
+        even: whether all weights are one.
     """
 
     indices: tuple[Tensor, ...]
     weight: Tensor
+    aligned: bool = False
+    even: bool = False
+
+    def gather(self, *xs: Tensor) -> tuple[Tensor, ...]:
+        """The coupled rows of the marginals."""
+        return xs if self.aligned else tuple(x[rows] for x, rows in zip(xs, self.indices))
 
 
 class Coupling(ABC):
@@ -67,6 +75,11 @@ def pair_rows(*xs: Tensor, generator: torch.Generator | None = None) -> tuple[Te
             rows = torch.cat([randperm(len(x), x.device, generator) for _ in range(repeats)])[:size]
         indices.append(rows)
     return tuple(indices)
+
+
+def same_length(*xs: Tensor) -> bool:
+    """Whether rows as they come are paired one to one."""
+    return all(len(x) == len(xs[0]) for x in xs)
 
 
 def sample_plan(plan: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from genflow.checks import between, one_of, positive
-from genflow.coupling.base import Coupling, Plan, pair_rows
+from genflow.coupling.base import Coupling, Plan, pair_rows, same_length
 from genflow.coupling.cost import Cost, check_cost, pair_cost, row_cost
 from genflow.coupling.pilot import fit
 from genflow.coupling.potentials import GaussianPotentials
@@ -157,12 +157,13 @@ class Gibbs(Coupling):
         left, right = two_sides(self, xs, cond, weights)
         self._check_conditions(left, right)
         self._check_ready()
-        share = None
         if self.by_class and left.cond is not None:
             i, j, share = couple_within(self, left, right, lambda a, b: _pairs(a, b, generator))
-        else:
-            i, j = pair_rows(*xs, generator=generator)
-        return Plan((i, j), self._weight(left.take(i), right.take(j), share))
+            return Plan((i, j), self._weight(left.take(i), right.take(j), share))
+        i, j = pair_rows(*xs, generator=generator)
+        if same_length(*xs):
+            return Plan((i, j), self._weight(left, right, None), aligned=True)
+        return Plan((i, j), self._weight(left.take(i), right.take(j), None))
 
     def _weight(self, left: Side, right: Side, share: Tensor | None) -> Tensor:
         """Weights of paired rows, of mean one; ``share`` where rows were paired class by class."""

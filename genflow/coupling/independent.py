@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genflow.coupling.base import Coupling, Plan, pair_rows
+from genflow.coupling.base import Coupling, Plan, pair_rows, same_length
 from genflow.coupling.sides import Conditions, side_masses
 from genflow.tensors import check_marginals
 
@@ -29,8 +29,10 @@ class Independent(Coupling):
     ) -> Plan:
         check_marginals("Independent", *xs)
         indices = pair_rows(*xs, generator=generator)
-        weight = xs[0].new_ones(len(indices[0]))
+        weight, aligned = xs[0].new_ones(len(indices[0])), same_length(*xs)
+        if weights is None:
+            return Plan(indices, weight, aligned, even=True)
         for mass, rows in zip(side_masses("Independent", xs, weights), indices):
             if mass is not None:
                 weight = weight * mass[rows].to(weight)
-        return Plan(indices, weight if weights is None else weight / weight.mean())
+        return Plan(indices, weight / weight.mean(), aligned)

@@ -57,21 +57,20 @@ def _half(here: Tensor, there: Tensor, variance: float) -> tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class GaussianPotentials:
-    """Log-weights between Gaussian marginals, one pair of laws a class.
+    r"""Log-weights between Gaussian marginals, one pair of laws a class:
+    :math:`\log w = -\tfrac12 z^\top Q z + c` with the centred pair :math:`z = (\tilde x, \tilde y)`.
 
     Attributes:
-        mean0, mean1: ``(C, d)``.
-        form0, form1: the quadratic forms, ``(C, d, d)`` or diagonals ``(C, d)``.
+        mean: of the pair, ``(C, 2d)``.
+        form: the quadratic form ``Q``, ``(C, 2d, 2d)``; for diagonal covariances the diagonals of its
+            four blocks, ``(C, 3, d)``: both sides', and the cross term.
         constant: ``(C,)``.
-        variance: sigma squared, half the temperature.
     """
 
-    mean0: Tensor
-    mean1: Tensor
-    form0: Tensor
-    form1: Tensor
+    mean: Tensor
+    form: Tensor
     constant: Tensor
-    variance: float
+    diagonal: bool
 
     @classmethod
     def of(
@@ -81,26 +80,42 @@ class GaussianPotentials:
         ``like``; computed in float64 on the CPU."""
         names = ("mean0", "cov0", "mean1", "cov1")
         mean0, cov0, mean1, cov1 = (torch.tensor(fitted[n], dtype=torch.float64) for n in names)
-        form0, logs = _half(cov0, cov1, epsilon / 2)
-        form1, _ = _half(cov1, cov0, epsilon / 2)
-        found = (v.to(like) for v in (mean0, mean1, form0, form1, -logs / 2))
-        return cls(*found, epsilon / 2)
+        variance = epsilon / 2
+        left, logs = _half(cov0, cov1, variance)
+        right, _ = _half(cov1, cov0, variance)
+        diagonal = cov0.ndim == 2
+        if diagonal:
+            form = torch.stack([left, right, torch.full_like(left, -1 / variance)], 1)
+        else:
+            cross = torch.eye(mean0.shape[1], dtype=torch.float64).expand_as(left) / -variance
+            form = torch.cat([torch.cat([left, cross], 2), torch.cat([cross, right], 2)], 1)
+        found = (v.to(like) for v in (torch.cat([mean0, mean1], 1), form, -logs / 2))
+        return cls(*found, diagonal)
 
     def rows(self, x: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
         """Log-weight of row ``i`` of ``x`` with row ``i`` of ``y``, whose class is ``index[i]``."""
         k: Any = 0 if index is None else index
-        x, y = x.flatten(1) - self.mean0[k], y.flatten(1) - self.mean1[k]
-        square = (self._apply(self.form0[k], x) * x + self._apply(self.form1[k], y) * y).sum(1)
-        return (x * y).sum(1) / self.variance - square / 2 + self.constant[k]
+        z = torch.cat([x.flatten(1), y.flatten(1)], 1) - self.mean[k]
+        if self.diagonal:
+            x, y = z.chunk(2, 1)
+            left, right, cross = self.form[k].unbind(-2)
+            square = (left * x * x + right * y * y + 2 * cross * x * y).sum(1)
+        elif index is None:
+            square = (z @ self.form[0]).mul_(z).sum(1)
+        else:
+            square = torch.einsum("bd,bde,be->b", z, self.form[k], z)
+        return torch.add(self.constant[k], square, alpha=-0.5)
 
     def pairs(self, x: Tensor, y: Tensor, k: int = 0) -> Tensor:
         """Log-weight of every row of ``x (n, *d)`` with every row of ``y (m, *d)`` in class ``k``."""
-        x, y = x.flatten(1) - self.mean0[k], y.flatten(1) - self.mean1[k]
-        left = (self._apply(self.form0[k], x) * x).sum(1, keepdim=True)
-        right = (self._apply(self.form1[k], y) * y).sum(1)
-        return x @ y.mT / self.variance - (left + right) / 2 + self.constant[k]
-
-    def _apply(self, form: Tensor, x: Tensor) -> Tensor:
-        if self.form0.ndim == 2:  # diagonals
-            return form * x
-        return x @ form if form.ndim == 2 else torch.einsum("bd,bde->be", x, form)
+        mean0, mean1 = self.mean[k].chunk(2)
+        x, y = x.flatten(1) - mean0, y.flatten(1) - mean1
+        d = x.shape[1]
+        if self.diagonal:
+            left, right, cross = self.form[k]
+            squares = (left * x * x).sum(1, keepdim=True) + (right * y * y).sum(1)
+            return self.constant[k] - squares / 2 - (x * cross) @ y.mT
+        form = self.form[k]
+        left = ((x @ form[:d, :d]) * x).sum(1, keepdim=True)
+        right = ((y @ form[d:, d:]) * y).sum(1)
+        return self.constant[k] - (left + right) / 2 - x @ form[:d, d:] @ y.mT

@@ -73,7 +73,7 @@ class Transport(Coupling):
         left, right = two_sides(self, xs, cond, weights)
         if self.conditions == "ignore":
             i, j, weight = self._couple(left, right, generator)
-            return Plan((i, j), weight)
+            return Plan((i, j), weight, even=self.balanced and weights is None)
         need_conditions(self, self.conditions, right)
         rows = None
         if left.cond is None:

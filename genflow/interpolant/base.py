@@ -56,7 +56,7 @@ class PathSample:
     @property
     def velocity(self) -> Tensor:
         r"""Time derivative of the path, :math:`\dot I + \dot\gamma z`."""
-        return self.rate + self.dgamma * self.noise
+        return self.rate + self.dgamma * self.noise if self.stochastic else self.rate
 
     @property
     def score(self) -> Tensor:
@@ -117,14 +117,7 @@ class Affine(Interpolant):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> PathSample:
-        if len(xs) != 2:
-            raise ValueError(f"{type(self).__name__} joins two marginals (x0, x1), got {len(xs)}")
-        x0, x1 = xs
-        if x0.shape != x1.shape:
-            raise ValueError(
-                f"{type(self).__name__}: x0 {tuple(x0.shape)} and x1 {tuple(x1.shape)} must be "
-                "coupled row by row; apply a coupling first"
-            )
+        x0, x1 = self._ends(xs)
         t = batch_time(t, x1)
         c = Coefficients(*(expand(v, x1) for v in self.coefficients(t)))
         x = c.alpha * x0 + c.beta * x1
@@ -136,3 +129,13 @@ class Affine(Interpolant):
             noise = x1.new_zeros(()).expand_as(x1)
         width = c.gamma, c.dgamma, c.gamma_dgamma
         return PathSample(t, x, (x0, x1), rate, noise, *width, self.stochastic)
+
+    def _ends(self, xs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        if len(xs) != 2:
+            raise ValueError(f"{type(self).__name__} joins two marginals (x0, x1), got {len(xs)}")
+        if xs[0].shape != xs[1].shape:
+            raise ValueError(
+                f"{type(self).__name__}: x0 {tuple(xs[0].shape)} and x1 {tuple(xs[1].shape)} must be "
+                "coupled row by row; apply a coupling first"
+            )
+        return xs

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from genflow.coupling import Coupling, Independent, effective_sample_size
 from genflow.coupling.sides import Conditions, side_conditions
@@ -19,7 +20,7 @@ from genflow.interpolant import Interpolant, Linear, PathSample
 from genflow.loss.base import Learner, Loss
 from genflow.process import SDE
 from genflow.target import Denoised, Drift, Noise, Rate, Score, Target, Velocity
-from genflow.tensors import check_marginals, mean_event
+from genflow.tensors import check_marginals, expand
 from genflow.time import Time, Uniform
 
 
@@ -32,12 +33,14 @@ class Regression:
         target: what to regress on, ``(B, *d)``, or a dict of them.
         weight: ``(B,)``, of mean about one.
         cond: conditions of the rows, or ``None``.
+        even: whether all weights are one.
     """
 
     sample: PathSample
     target: Tensor | dict[str, Tensor]
     weight: Tensor
     cond: Tensor | None
+    even: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,15 +119,17 @@ class Matching(Loss):
         own = side_conditions("Matching", xs, cond)[-1]
         given = {} if weights is None else {"weights": weights}
         plan = self.coupling(*xs, cond=cond, generator=generator, **given)
-        coupled = [x[i] for x, i in zip(xs, plan.indices)]
+        coupled = plan.gather(*xs)
         t, time_weight = self.time(coupled[-1], generator)
         sample = self.interpolant.sample(t, *coupled, generator=generator)
         if isinstance(self.target, Mapping):
             target = {name: part(sample) for name, part in self.target.items()}
         else:
             target = self.target(sample)
-        own = own if own is None else own[plan.indices[-1]]
-        return Regression(sample, target, plan.weight * time_weight, own)
+        if own is not None and not plan.aligned:
+            own = own[plan.indices[-1]]
+        weight = plan.weight if self.time.even else plan.weight * time_weight
+        return Regression(sample, target, weight, own, plan.even and self.time.even)
 
     def __call__(
         self,
@@ -144,23 +149,26 @@ class Matching(Loss):
         inputs = (draw.sample.t, draw.sample.x)
         output = learner(*inputs) if draw.cond is None else learner(*inputs, draw.cond)
         if not isinstance(draw.target, dict):
-            return self._error(output, draw.target, draw.weight)
+            return self._error(output, draw.target, draw)
         if not isinstance(output, Mapping) or output.keys() != draw.target.keys():
             got = sorted(output) if isinstance(output, Mapping) else type(output).__name__
             raise ValueError(
                 f"Matching: the learner must return a dict with keys {sorted(draw.target)}, got {got}"
             )
-        errors = [self._error(output[k], v, draw.weight) for k, v in draw.target.items()]
+        errors = [self._error(output[k], v, draw) for k, v in draw.target.items()]
         return torch.stack(errors).sum()
 
     @staticmethod
-    def _error(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    def _error(output: Tensor, target: Tensor, draw: Regression) -> Tensor:
         if output.shape != target.shape:
             raise ValueError(
                 f"Matching: the learner returned {tuple(output.shape)}, expected "
                 f"{tuple(target.shape)} like x"
             )
-        return (weight * mean_event((output - target) ** 2)).mean()
+        if draw.even:
+            return mse_loss(output, target)
+        root = expand(draw.weight.sqrt(), output)  # one fused kernel each way instead of four
+        return mse_loss(output * root, target * root)
 
     @torch.no_grad()
     def diagnose(

@@ -21,7 +21,9 @@ SMALLEST = 1e-4
 
 
 class Time(ABC):
-    """A law of times, one a row."""
+    """A law of times, one a row; ``even`` says that all weights are one."""
+
+    even: bool = False
 
     @abstractmethod
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -37,7 +39,7 @@ def _check_margin(owner: object, margin: float) -> None:
 
 
 def _inside(u: Tensor, margin: float) -> Tensor:
-    return margin + (1 - 2 * margin) * u
+    return u if margin == 0 else margin + (1 - 2 * margin) * u
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Uniform(Time):
     """
 
     margin: float = 0.0
+    even = True
 
     def __post_init__(self) -> None:
         _check_margin(self, self.margin)
@@ -67,6 +70,7 @@ class Stratified(Time):
     """
 
     margin: float = 0.0
+    even = True
 
     def __post_init__(self) -> None:
         _check_margin(self, self.margin)
