@@ -34,6 +34,7 @@ notebooks: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.loop
 	$(BIN)/python -m benchmarks.imports
+	$(BIN)/python -m benchmarks.matching
 
 clean:
 	rm -rf .venv runs dist

@@ -47,11 +47,11 @@ PAIRS: dict[str, tuple[Source, Source]] = {
 COLUMNS = ("w2", "w2_euler5", "excess", "seconds")
 HEAD = """# Flow matching in the plane, side by side
 
-`python -m benchmarks.toy2d --table docs/toy2d.md --figure docs/figures/toy2d.png` writes this page: five
-seeds, mean ± standard error, 4,000 points, exact OT. The floor is the distance between two samples of
-the data. A path-energy excess below zero proves a missed marginal. `epsilon = 0.5 mean cost` and `ess 0.5`
-are uncorrected Gibbs weights, `wcfm_gaussian` is `Gibbs(correction="gaussian")`; their tilt is in the last
-column, in nats. The moons have noise 0.2, as in torchcfm's tutorials.
+`python -m benchmarks.toy2d --table docs/toy2d.md --figure docs/figures/toy2d.png` writes this page:
+five seeds, mean ± standard error, 4,000 points, exact OT. The floor is the distance between two samples
+of the data. A path-energy excess below zero proves a missed marginal. `epsilon = 0.5 mean cost` and
+`ess 0.5` are uncorrected Gibbs weights, `wcfm_gaussian` is `Gibbs(correction="gaussian")`; their tilt
+is in the last column, in nats. The moons have noise 0.2, as in torchcfm's tutorials.
 
 ![distances to the data](figures/toy2d.png)
 """

@@ -48,6 +48,7 @@ def flow(
     samples: Tensor,
     trajectory: Tensor | None = None,
     title: str = "",
+    labels: tuple[Tensor, Tensor] | None = None,
 ) -> Any:
     """Source, data, samples and trajectories side by side.
 
@@ -56,14 +57,17 @@ def flow(
             events by the two leading principal directions of the data.
         trajectory: ``(S+1, n, *d)`` from source to samples.
         title: above the figure.
+        labels: classes of data and of samples (those of the source and of the trajectories are the
+            samples'); points are coloured by them, images sorted.
 
     Returns:
         A matplotlib figure.
     """
     source, data, samples = (v.detach().cpu().float() for v in (source, data, samples))
     trajectory = None if trajectory is None else trajectory.detach().cpu().float()
+    labels = None if labels is None else tuple(v.detach().cpu() for v in labels)
     draw = _images if is_image(tuple(data.shape[1:])) else _points
-    return draw(source, data, samples, trajectory, title)
+    return draw(source, data, samples, trajectory, title, labels)
 
 
 def tilt(
@@ -134,27 +138,42 @@ def _figure(panels: int, height: float, title: str) -> tuple[Any, Any]:
 
 
 def _points(
-    source: Tensor, data: Tensor, samples: Tensor, trajectory: Tensor | None, title: str
+    source: Tensor,
+    data: Tensor,
+    samples: Tensor,
+    trajectory: Tensor | None,
+    title: str,
+    labels: tuple[Tensor, Tensor] | None,
 ) -> Any:
     project, label = _plane(data)
     named = {"source": project(source), "data": project(data), "samples": project(samples)}
     figure, axes = _figure(3 if trajectory is None else 4, 3.9, title)
     _frame(axes, list(named.values()))
+    hues = dict(COLOURS)
+    if labels is not None:
+        hues |= {"data": _hues(labels[0]), "samples": _hues(labels[1]), "source": _hues(labels[1])}
     for axis, (name, points) in zip(axes, named.items()):
-        _scatter(axis, points, COLOURS[name])
+        _scatter(axis, points, hues[name])
         axis.set_title(f"{name}{label}")
     if trajectory is not None:
         paths = project(trajectory[:, :MOST_PATHS].flatten(0, 1)).unflatten(
             0, trajectory[:, :MOST_PATHS].shape[:2]
         )
         axes[3].plot(paths[..., 0], paths[..., 1], lw=0.6, alpha=0.6, color=COLOURS["path"])
-        axes[3].scatter(*paths[0].T, s=6, linewidths=0, color=COLOURS["source"], zorder=3)
-        axes[3].scatter(*paths[-1].T, s=6, linewidths=0, color=COLOURS["samples"], zorder=3)
+        few = paths.shape[1]
+        ends = [hues[n] if isinstance(hues[n], str) else hues[n][:few] for n in ("source", "samples")]
+        axes[3].scatter(*paths[0].T, s=6, linewidths=0, color=ends[0], zorder=3)
+        axes[3].scatter(*paths[-1].T, s=6, linewidths=0, color=ends[1], zorder=3)
         axes[3].set_title(f"trajectories{label}")
     return figure
 
 
-def _scatter(axis: Any, points: Tensor, colour: str) -> None:
+def _hues(labels: Tensor) -> list[str]:
+    """One colour a class, those of matplotlib's cycle."""
+    return [f"C{int(label) % 10}" for label in labels[:MOST_POINTS]]
+
+
+def _scatter(axis: Any, points: Tensor, colour: str | list[str]) -> None:
     axis.scatter(*points[:MOST_POINTS].T, s=4, alpha=0.5, linewidths=0, color=colour)
 
 
@@ -183,10 +202,18 @@ def _plane(data: Tensor) -> tuple[Any, str]:
 
 
 def _images(
-    source: Tensor, data: Tensor, samples: Tensor, trajectory: Tensor | None, title: str
+    source: Tensor,
+    data: Tensor,
+    samples: Tensor,
+    trajectory: Tensor | None,
+    title: str,
+    labels: tuple[Tensor, Tensor] | None,
 ) -> Any:
     figure, axes = _figure(3 if trajectory is None else 4, 3.9, title)
     low, high = float(data.min()), float(data.max())
+    if labels is not None:  # a sorted mosaic shows at a glance whether each is of its class
+        orders = [v[:64].argsort(stable=True) for v in labels]
+        data, samples, source = data[orders[0]], samples[orders[1]], source[orders[1]]
     for axis, (name, images) in zip(axes, (("source", source), ("data", data), ("samples", samples))):
         _show(axis, mosaic(images[:64], low, high), name)
     if trajectory is not None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from genflow.data import Arrays
+from genflow.data import Arrays, Batches, draw_rows
 from genflow.data.arrays import CHUNK, event_shape, open_array
 from genflow.source import Gaussian
 
@@ -207,3 +207,42 @@ def test_holdout_leaves_something_to_train_on(folder, holdout):
 def test_arrays_too_short_to_split_are_refused(folder):
     with pytest.raises(ValueError, match="rows"):
         Arrays(saved("x.npy", NORMAL[:3]), Gaussian(3))
+
+
+def test_weighted_rows_are_drawn_by_their_weights(tmp_path):
+    n = 1000
+    x1 = np.arange(n, dtype=np.float32)[:, None]
+    weight = np.where(np.arange(n) % 3 == 0, 3.0, np.where(np.arange(n) % 3 == 1, 1.0, 0.0))
+    np.save(tmp_path / "x1.npy", x1)
+    np.save(tmp_path / "weight.npy", weight)
+    paths = [str(tmp_path / f"{name}.npy") for name in ("x1", "weight")]
+    data = Arrays(paths[0], Gaussian(1), weight=paths[1])
+    stream = iter(Batches(data.marginals("train"), 200))
+    drawn = torch.cat([next(stream).xs[1] for _ in range(50)])[:, 0].long()
+    share = torch.bincount(drawn % 3, minlength=3) / len(drawn)
+    train = data.marginals("train")[1].rows
+    mass = torch.tensor(weight)[train]
+    want = torch.stack([mass[train % 3 == k].sum() for k in range(3)]) / mass.sum()
+    error = (want * (1 - want) / len(drawn)).sqrt()
+    assert ((share - want).abs() <= 4.5 * error).all() and want[2] == share[2] == 0
+    assert (want[0] - 1 / 3).abs() > 10 * error[0]  # even rows would be seen
+    evaluated = draw_rows(data.marginals("test"), 50, 0).xs[1][:, 0].long()
+    assert not (evaluated % 3 == 2).any()
+    again = next(iter(Batches(data.marginals("train"), 200))).xs[1][:, 0].long()
+    assert torch.equal(again, drawn[:200]), "batches depend on their number alone"
+
+
+@pytest.mark.parametrize(
+    "weight, words",
+    [
+        (np.ones(9), "expected 10 numbers"),
+        (-np.ones(10), "finite numbers >= 0"),
+        (np.full(10, np.nan), "finite numbers >= 0"),
+        (np.zeros(10), "is 0 on every row of the train split"),
+    ],
+)
+def test_bad_weights_are_refused(tmp_path, weight, words):
+    np.save(tmp_path / "x1.npy", np.zeros((10, 2)))
+    np.save(tmp_path / "w.npy", weight)
+    with pytest.raises(ValueError, match=words):
+        Arrays(str(tmp_path / "x1.npy"), Gaussian(2), weight=str(tmp_path / "w.npy"))

@@ -6,19 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_training import Dropping, moons, toy, trainer, weights
+from toy_training import Dropping, Normed, equal, moons, toy, trainer, weights
 
-from genflow.coupling import Gibbs
-from genflow.data import Arrays, Digits
-from genflow.diagnostics import path_report
+from genflow.coupling import ExactOT, Gibbs, Independent
+from genflow.data import Arrays, Digits, Simulated
+from genflow.diagnostics import class_accuracy, path_report, tilt_report
 from genflow.distance import Wasserstein
 from genflow.interpolant import BrownianBridge
 from genflow.loss import Matching
+from genflow.model import Tilt
 from genflow.network import MLP
 from genflow.process import SDE
 from genflow.seeds import stream
 from genflow.solver import Euler, StochasticHeun
-from genflow.source import Empirical, Gaussian
+from genflow.source import EightGaussians, Empirical, Gaussian
 from genflow.target import Drift
 from genflow.training import EMA, Checkpoint, Figures, Progress, Report
 from genflow.training.report import table
@@ -65,6 +66,73 @@ def test_the_coupling_is_reported(tmp_path):
     weighted = reported(tmp_path, training, moons(batch_size=2000))
     assert weighted["ess"] == pytest.approx(0.3, abs=0.06)
     assert weighted["epsilon"] == training.loss.coupling.epsilon
+
+
+def test_the_tilt_is_reported(tmp_path, capsys):
+    training, data = toy(loss=Matching(coupling=Gibbs(2.0))), moons()
+    training.model.source = Gaussian(2)
+    numbers = reported(tmp_path, training, data)
+    report = tilt_report(Gibbs(2.0), *data.rows("train", 50).xs)
+    expected = {k: v for k, v in report.numbers().items() if k not in ("ess", "note")}
+    assert {k: numbers[k] for k in expected} == pytest.approx(expected)
+    assert numbers["kl_tilt_x1"] > 0.1 and numbers["class_shift_x0"] is None
+    assert "coupling.correction=gaussian mends it" in numbers["note"]
+    assert f"note: {numbers['note']}" in capsys.readouterr().out
+    # ess stays that of training batches
+    batch = data.rows("train", 32).xs
+    assert numbers["ess"] == pytest.approx(training.loss.diagnose(*batch)["ess"])
+
+
+def test_plain_pairs_have_no_tilt_and_no_note(tmp_path, capsys):
+    numbers = reported(tmp_path, toy())
+    assert numbers["kl_tilt_x0"] == numbers["tv_tilt_x1"] == numbers["std_shift_x0"] == 0
+    assert numbers["note"] is None and "note" not in capsys.readouterr().out
+
+
+def modes(**options):
+    return moons(Simulated(Gaussian(2), EightGaussians(), labels=True), **options)
+
+
+def by_class(coupling=None, **options):
+    return toy(
+        MLP(2, width=16, depth=2, classes=8), Matching(coupling=coupling or Independent()), **options
+    )
+
+
+def test_conditional_samples_are_judged_by_their_class(tmp_path):
+    training, data = by_class(), modes()
+    numbers = reported(tmp_path, training, data)
+    train, test = data.rows("train", 50), data.rows("test", 50)
+    samples = training.model.sample(cond=test.cond, generator=stream(0, "report"))
+    sides = [(train.xs[1], train.cond), (test.xs[1], test.cond), (samples, test.cond)]
+    found = class_accuracy(*sides)
+    assert (numbers["class_accuracy"], numbers["class_accuracy_real"]) == pytest.approx(tuple(found))
+    assert numbers["class_accuracy"] < 0.6 < numbers["class_accuracy_real"]
+    assert "class_accuracy" not in reported(tmp_path, toy())
+
+
+def test_pairs_that_tie_the_source_to_the_class_are_told(tmp_path):
+    def numbers(coupling):  # enough rows for the means of eight classes to be known
+        report = Report(str(tmp_path), 400)
+        trainer(tmp_path, 2, [report]).fit(by_class(coupling), modes(batch_size=128))
+        return report.metrics
+
+    tied, free = numbers(ExactOT()), numbers(ExactOT(conditions="within"))
+    assert tied["class_shift_x0"] > 0.5 and "coupling.conditions=within" in tied["note"]
+    assert free["class_shift_x0"] < 1.5 * free["class_shift_chance"] and free["note"] is None
+
+
+def test_paths_of_a_tilted_model_begin_where_it_does(tmp_path):
+    training = toy(loss=Matching(coupling=Gibbs(2.0)))
+    training.model.tilt = Tilt(Gibbs(2.0))
+    data = moons()
+    numbers = reported(tmp_path, training, data)
+    draw = stream(0, "paths")
+    start = training.model.start(50, generator=draw)
+    found = path_report(training.model.process, start, generator=draw)
+    assert numbers["path_energy"] == pytest.approx(found.energy)
+    plain = path_report(training.model.process, data.rows("test", 50).xs[0])
+    assert numbers["path_energy"] != pytest.approx(plain.energy, rel=0.01)
 
 
 def test_settings_are_reported(tmp_path):
@@ -160,6 +228,55 @@ def test_figures_of_labelled_images(tmp_path):
     # more source rows than images: conditions must not run out
     trainer(tmp_path, 2, [Figures(str(tmp_path), 500, 3)]).fit(training, data)
     assert (tmp_path / "samples.png").stat().st_size > 1000
+
+
+def named(part) -> str:
+    return type(part).__name__
+
+
+def drawn(folder, training, data=None) -> set[str]:
+    trainer(folder, 2, [Figures(str(folder), 40, 3)]).fit(training, data or moons())
+    return {path.name for path in folder.glob("*.png")}
+
+
+@pytest.mark.parametrize(
+    ("coupling", "bent"),
+    [(Gibbs(2.0), True), (Gibbs(ess=0.5), True), (ExactOT(), False), (Independent(), False)],
+    ids=["epsilon", "ess", "ExactOT", "Independent"],
+)
+def test_the_tilt_is_drawn_for_weighted_runs(tmp_path, coupling, bent):
+    names = drawn(tmp_path, toy(loss=Matching(coupling=coupling)))
+    assert names == {"samples.png", "loss.png"} | ({"tilt.png"} if bent else set())
+
+
+@pytest.mark.parametrize("coupling", [Gibbs(2.0), ExactOT(), ExactOT(conditions="within")], ids=named)
+def test_the_tilt_of_labelled_data_is_drawn(tmp_path, coupling):
+    assert ("tilt.png" in drawn(tmp_path, by_class(coupling), modes())) == isinstance(coupling, Gibbs)
+
+
+def test_the_figure_of_a_tilt_shows_the_report(tmp_path):
+    training, data = toy(loss=Matching(coupling=Gibbs(2.0))), moons()
+    figures = Figures(str(tmp_path), 40, 3)
+    run = trainer(tmp_path, 2, [figures])
+    run.fit(training, data)
+    report = tilt_report(Gibbs(2.0), *data.rows("train", 40).xs)
+    figure = figures.draw_tilt(run, training)
+    assert f"{report.kl_tilt_x0:.2g} nats at x0, {report.kl_tilt_x1:.2g} at x1" in figure.get_suptitle()
+    assert len(figure.axes) == 5
+    shown = np.asarray(figure.axes[2].collections[0].get_offsets())
+    assert np.allclose(shown, report.x1)
+
+
+@pytest.mark.parametrize("coupling", [Independent(), Gibbs(2.0)], ids=named)
+def test_figures_and_reports_leave_the_model_as_it_is(tmp_path, coupling):
+    # running statistics of a network in training mode would move with every sample
+    training = toy(Normed(), loss=Matching(coupling=coupling))
+    trainer(tmp_path, 2, [Checkpoint(str(tmp_path))]).fit(training, moons())
+    before = {k: v.clone() for k, v in training.model.state_dict().items()}
+    training = toy(Normed(), loss=Matching(coupling=coupling))
+    parts = [Figures(str(tmp_path), 40, 3), Report(str(tmp_path), 20)]
+    trainer(tmp_path, 2, parts).fit(training, moons())
+    assert equal(before, training.model.state_dict())
 
 
 def test_tensorboard_gets_numbers_and_a_figure(tmp_path):

@@ -107,6 +107,8 @@ KEYS = {
     "versions",
 }  # fmt: skip
 
+TILT = {"kl_tilt_x0", "kl_tilt_x1", "tv_tilt_x0", "mean_shift_x1", "std_shift_x0", "note"}
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -134,6 +136,8 @@ def test_every_experiment_trains(trained, name):
     config = OmegaConf.load(folder / "config.yaml")
     assert not OmegaConf.missing_keys(config)
     assert config.steps == 5
+    assert ("class_accuracy" in numbers) == (config.network.classes is not None)
+    assert numbers.keys() >= TILT
     # the file is the run: what it says of the model is what the checkpoint says
     content = torch.load(folder / "model.ckpt", weights_only=True)
     assert content["spec"] == plain(config.model)
@@ -182,6 +186,13 @@ def test_overrides_reach_every_place(tmp_path):
     assert cfg.loss.coupling.epsilon == 0.5  # 2 sigma^2
     assert cfg.loss.interpolant.sigma == cfg.loss.target.sigma == 0.5
     assert cfg.training.seed == cfg.datamodule.seed == 7
+
+
+def test_the_tilt_shares_the_coupling_of_the_loss(tmp_path):
+    cfg = composed(tmp_path, "coupling=gibbs", "coupling.epsilon=0.7", "tilt=resample")
+    assert plain(cfg.model.tilt.coupling) == plain(cfg.loss.coupling)
+    assert cfg.model.tilt.coupling.epsilon == 0.7
+    assert composed(tmp_path, "coupling=gibbs").model.tilt is None
 
 
 def test_the_event_shape_comes_from_the_file(tmp_path):

@@ -10,12 +10,23 @@ import torch
 from gaussians import bridge_cross, draw, pair
 from scipy.optimize import linear_sum_assignment
 
-from genflow.coupling import ExactOT, Gibbs, Independent, Sinkhorn, effective_sample_size
+from genflow.coupling import (
+    ExactOT,
+    Gibbs,
+    Independent,
+    PartialOT,
+    Sinkhorn,
+    UnbalancedOT,
+    effective_sample_size,
+)
 from genflow.coupling.sinkhorn import bridge_epsilon
 
 TIGHT = {"tolerance": 1e-10, "max_iterations": 100_000}
 UNWEIGHTED = [Independent(), ExactOT(), Sinkhorn(2.0, **TIGHT)]
-EVERY = [*UNWEIGHTED, Gibbs(epsilon=2.0)]
+EVERY = [
+    *UNWEIGHTED, Gibbs(epsilon=2.0), Gibbs(epsilon=2.0, correction="sinkhorn"),
+    UnbalancedOT(5.0), UnbalancedOT(5.0, epsilon=0.0), PartialOT(0.7),
+]  # fmt: skip
 SIZES = [(32, 32), (12, 40), (40, 12), (1, 7), (7, 1), (1, 1)]
 unweighted = pytest.mark.parametrize("coupling", UNWEIGHTED, ids=lambda c: type(c).__name__)
 every = pytest.mark.parametrize("coupling", EVERY, ids=lambda c: type(c).__name__)
@@ -191,7 +202,13 @@ def test_entropic_cross_covariance_is_that_of_the_bridge(generator):
 
 
 @pytest.mark.parametrize("name", ["sqeuclidean", "euclidean"])
-@pytest.mark.parametrize("make", [ExactOT, Sinkhorn, lambda cost: Gibbs(1.0, cost=cost)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        ExactOT, Sinkhorn, lambda cost: Gibbs(1.0, cost=cost), lambda cost: UnbalancedOT(cost=cost),
+        lambda cost: PartialOT(cost=cost), lambda cost: Gibbs(1.0, cost=cost, correction="sinkhorn"),
+    ],
+)  # fmt: skip
 def test_a_cost_function_equals_the_named_cost(make, name):
     def own(x, y):
         square = ((x - y) ** 2).flatten(1).sum(1)
@@ -238,7 +255,9 @@ def test_more_than_two_marginals_are_refused(coupling):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("coupling", [ExactOT(), Sinkhorn()], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize(
+    "coupling", [ExactOT(), Sinkhorn(), UnbalancedOT(), PartialOT()], ids=lambda c: type(c).__name__
+)
 def test_values_that_are_not_finite_are_refused(coupling, value):
     x0, x1 = batches(8, 8)
     x1[3, 1] = value

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genflow.data import Arrays, Batches, Digits, Passes, Simulated, Table, draw_rows
-from genflow.source import EightGaussians, Gaussian, Moons
+from genflow.source import EightGaussians, Gaussian, Moons, SwissRoll
 
 N = 12
 
@@ -227,3 +227,36 @@ def test_arrays_take_part_in_batches(tmp_path):
     batch = Batches([source, data], 16).batch(0)
     assert batch.xs[1].shape == (16, 2)
     assert torch.equal(batch.xs[1][:, 1] - batch.xs[1][:, 0], torch.ones(16))
+
+
+def nearest(x: torch.Tensor) -> torch.Tensor:
+    return torch.cdist(x, EightGaussians().centres()).argmin(1)
+
+
+def test_simulated_data_give_labels_if_asked():
+    plain, labelled = (Simulated(Gaussian(2), EightGaussians(), labels) for labels in (False, True))
+    draws = [
+        lambda data: Batches(data.marginals("train"), 64, seed=2).batch(3),
+        lambda data: draw_rows(data.marginals("val"), 64, 0, "val"),
+    ]
+    for draw in draws:
+        batch = draw(labelled)
+        assert batch.cond.dtype == torch.long
+        assert torch.equal(batch.cond, nearest(batch.xs[1]))
+        assert len(batch.cond.unique()) == 8
+        # the points are those of data without labels
+        assert same(batch, draw(plain)) and draw(plain).cond is None
+        assert torch.equal(batch.cond, draw(labelled).cond)
+    loaded = first(Passes(labelled.marginals("val"), 8, length=2, fixed=True), 2)
+    assert all(torch.equal(b.cond, nearest(b.xs[1])) for b in loaded)
+
+
+def test_labels_of_the_source_side_are_not_taken():
+    data = Simulated(EightGaussians(), Moons(), labels=True)
+    assert draw_rows(data.marginals("train"), 100, 0).cond.max() == 1
+
+
+def test_labels_are_refused_where_there_are_none():
+    with pytest.raises(ValueError, match="SwissRoll has no classes"):
+        Simulated(Gaussian(2), SwissRoll(), labels=True)
+    Simulated(Gaussian(2), SwissRoll())

@@ -1,4 +1,4 @@
-"""Diagnostics: path energies with a closed form, straightness, signed excess."""
+"""Diagnostics: path energies with a closed form, straightness, signed excess, classes of samples."""
 
 import math
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genflow.diagnostics import energy_excess, path_energy, path_report
+from genflow.diagnostics import class_accuracy, energy_excess, path_energy, path_report
 from genflow.process import SDE
+from genflow.source import EightGaussians
 
 MEAN = torch.tensor([1.5, -1.0], dtype=torch.float64)
 CLOSED = float(MEAN @ MEAN) + 2 * (2 - math.pi / 2)
@@ -151,3 +152,53 @@ def test_excess_of_the_gaussian_pair():
     # NPE = d (2 - pi/2) / |m|^2
     square = float(MEAN @ MEAN)
     assert energy_excess(CLOSED, square**0.5) == pytest.approx(2 * (2 - math.pi / 2) / square)
+
+
+def labelled(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    return EightGaussians().sample_labelled(n, torch.Generator().manual_seed(seed))
+
+
+TRAIN, TEST = labelled(400, 0), labelled(200, 1)
+
+
+def test_perfect_samples_are_of_their_class():
+    found = class_accuracy(TRAIN, TEST, labelled(300, 2))
+    assert found.samples == pytest.approx(1.0, abs=0.01)
+    assert found.real == pytest.approx(1.0, abs=0.01)
+
+
+def test_samples_that_ignore_their_class_are_at_chance():
+    # 2,000 samples of eight classes: 4.5 standard errors
+    x, labels = labelled(2000, 2)
+    shuffled = labels[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
+    found = class_accuracy(TRAIN, TEST, (x, shuffled))
+    assert abs(found.samples - 1 / 8) < 4.5 * (7 / 64 / 2000) ** 0.5
+    assert found.real == pytest.approx(1.0, abs=0.01)
+
+
+def test_some_wrong_samples_are_counted():
+    x, labels = labelled(200, 2)
+    wrong = torch.where(torch.arange(200) < 50, (labels + 1) % 8, labels)
+    assert class_accuracy(TRAIN, TEST, (x, wrong)).samples == pytest.approx(0.75, abs=0.01)
+    # the ceiling is that of held-out data, not of the samples
+    assert class_accuracy(TRAIN, (x, wrong), labelled(99, 3)).real == pytest.approx(0.75, abs=0.01)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_samples_that_are_not_finite_are_of_no_class(bad):
+    x, labels = labelled(200, 2)
+    x[:50, 1] = bad
+    assert class_accuracy(TRAIN, TEST, (x, labels)).samples == pytest.approx(0.75, abs=0.01)
+    assert class_accuracy(TRAIN, TEST, (bad * torch.ones(9, 2), labels[:9])).samples == 0.0
+
+
+def test_images_have_a_class_too():
+    one, two = torch.zeros(20, 1, 3, 3), torch.ones(20, 1, 3, 3)
+    data = torch.cat([one, two]), torch.arange(40) // 20
+    noise = 0.1 * torch.randn(40, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert class_accuracy(data, data, (data[0] + noise, data[1])) == (1.0, 1.0)
+
+
+def test_one_class_alone_is_refused():
+    with pytest.raises(ValueError, match="at least two classes"):
+        class_accuracy((TRAIN[0], 0 * TRAIN[1]), TEST, TEST)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from toy_training import adam, toy, trainer
 
-from genflow.coupling import Gibbs, Sinkhorn
+from genflow.coupling import ExactOT, Gibbs, Sinkhorn
 from genflow.data import Arrays, Digits, Simulated
 from genflow.interpolant import BrownianBridge, Linear
 from genflow.loss import Matching
@@ -168,3 +168,18 @@ def test_small_widths_keep_their_score():
     noise = torch.ones(4, 2)
     score = Linear(sigma=1e-4).sample(0.5, x, x, noise=noise).score
     torch.testing.assert_close(score, torch.full((4, 2), -1e4), rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    "coupling", [Gibbs(conditions="within"), ExactOT(conditions="within")], ids=["Gibbs", "ExactOT"]
+)
+def test_labels_need_not_come_in_every_combination(coupling, tmp_path):
+    # the least and the greatest of both labels never meet in a row of these data
+    first = np.arange(200) % 2
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(200, 2)))
+    np.save(tmp_path / "labels.npy", np.stack([first, 1 - first], 1))
+    data = Arrays(str(tmp_path / "x.npy"), Gaussian(2), cond=str(tmp_path / "labels.npy"))
+    training = Training(model(SDE(MLP(2, classes=[2, 2]))), Matching(coupling=coupling), adam)
+    fit(tmp_path, training, data)
+    cond = torch.tensor([[0, 1], [1, 0]])
+    assert training.model.sample(cond=cond).isfinite().all()

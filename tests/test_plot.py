@@ -118,3 +118,66 @@ def test_mosaic_fills_the_square_and_clips():
 
 def test_mosaic_of_a_constant_is_finite():
     assert bool(torch.isfinite(plot.mosaic(torch.zeros(2, 1, 2, 2), 0.0, 0.0)).all())
+
+
+def offsets(axis) -> Tensor:
+    return torch.as_tensor(np.asarray(axis.collections[0].get_offsets())).float()
+
+
+def same(shown: Tensor, points: Tensor) -> Tensor:
+    """Which of the points each shown one is, ``(n, m)``."""
+    return (shown[:, None] == points).all(2)
+
+
+def test_a_tilt_is_shown_on_both_sides():
+    x0, x1, samples = (cloud(50, 2, seed=k) for k in range(3))
+    even = torch.ones(50)
+    figure = plot.tilt(x0, x1, even, even, samples, title="a title")
+    names = ["source", "tilted source", "data", "tilted data", "samples"]
+    assert [axis.get_title() for axis in figure.axes] == names
+    assert figure.get_suptitle() == "a title"
+    for k, points in ((0, x0), (2, x1), (4, samples)):
+        assert torch.allclose(offsets(figure.axes[k]), points)
+    for k, points in ((1, x0), (3, x1)):  # rows of the same side
+        shown = offsets(figure.axes[k])
+        assert shown.shape == points.shape
+        assert bool(same(shown, points).any(1).all())
+    assert len(plot.tilt(x0, x1, even, even).axes) == 4
+
+
+def test_masses_choose_the_tilted_rows():
+    x0, x1 = cloud(60, 2), cloud(40, 2, seed=1)
+    mass0, mass1 = torch.zeros(60), torch.zeros(40)
+    mass0[[3, 7]], mass1[5] = torch.tensor([3.0, 1.0]), 2.0
+    figure = plot.tilt(x0, x1, mass0, mass1)
+    tilted = offsets(figure.axes[1])
+    counts = [int(same(tilted, x0[k : k + 1]).sum()) for k in (3, 7)]
+    assert sum(counts) == 60 and abs(counts[0] - 45) < 4.5 * (60 * 3 / 16) ** 0.5
+    assert torch.allclose(offsets(figure.axes[3]), x1[5].expand(40, 2))
+    again = plot.tilt(x0, x1, mass0, mass1)
+    assert torch.equal(offsets(again.axes[1]), tilted), "equal reports give equal pictures"
+
+
+@pytest.mark.parametrize("shape", [(1,), (5,), (1, 8, 8), (3, 8, 8), (2, 4, 4)], ids=str)
+@pytest.mark.parametrize("samples", [False, True])
+def test_every_event_has_a_figure_of_its_tilt(shape, samples):
+    x0, x1 = cloud(30, *shape).double().requires_grad_(), cloud(20, *shape, seed=1).double()
+    masses = torch.rand(30, generator=torch.Generator().manual_seed(0)), torch.ones(20)
+    figure = plot.tilt(x0, x1, *masses, cloud(25, *shape, seed=2) if samples else None)
+    assert len(figure.axes) == (5 if samples else 4)
+    picture = pixels(figure)
+    width = picture.shape[1] // len(figure.axes)
+    for k in range(len(figure.axes)):  # no panel is blank
+        assert picture[picture.shape[0] // 4 :, k * width : (k + 1) * width].std() > 0.01
+    if plot.is_image(shape):  # pictures, not points
+        assert all(axis.images and not axis.collections for axis in figure.axes)
+
+
+def test_tilted_images_are_those_of_mass():
+    # white data of mass zero but one black image: the tilted mosaic is black
+    images = torch.ones(4, 1, 2, 2)
+    images[2] = 0
+    figure = plot.tilt(cloud(4, 1, 2, 2), images, torch.ones(4), torch.tensor([0.0, 0.0, 1.0, 0.0]))
+    shown = np.asarray(figure.axes[3].images[0].get_array())
+    assert shown[:2, :2].max() == shown[3:, 3:].max() == 0
+    assert np.asarray(figure.axes[2].images[0].get_array())[:2, :2].min() == 1

@@ -195,3 +195,66 @@ def test_laws_without_a_density_say_so(make):
 def test_bad_arguments_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+LABELLED = [EightGaussians, Moons, Circles, Spiral]
+
+
+@pytest.mark.parametrize("make", LABELLED)
+def test_labels_come_with_the_same_draws(make):
+    source = make().double()
+    x, labels = source.sample_labelled(50, torch.Generator().manual_seed(3))
+    assert torch.equal(x, source.sample(50, torch.Generator().manual_seed(3)))
+    assert labels.shape == (50,) and labels.dtype == torch.long
+
+
+@pytest.mark.parametrize("make", LABELLED)
+def test_classes_are_even(make, generator):
+    n = 8_000
+    classes = 8 if make is EightGaussians else 2
+    share = make().sample_labelled(n, generator)[1].bincount() / n
+    assert len(share) == classes
+    assert (share - 1 / classes).abs().max() < 4.5 * ((classes - 1) / classes**2 / n) ** 0.5
+
+
+def moon(x):
+    """The nearer of scikit-learn's two half circles, by brute force over their points."""
+    curve, labels = datasets.make_moons(2000, shuffle=False, noise=None)
+    return torch.from_numpy(labels)[torch.cdist((x + 1) / 3, torch.from_numpy(curve)).argmin(1)]
+
+
+NEAREST = {
+    "modes": (
+        EightGaussians(),
+        lambda x: torch.cdist(x, EightGaussians().double().centres()).argmin(1),
+    ),
+    "five modes": (
+        EightGaussians(3.0, 0.2, 5),
+        lambda x: (torch.atan2(x[:, 1], x[:, 0]) * 5 / (2 * math.pi)).round().long() % 5,
+    ),
+    "moons": (Moons(), moon),
+    "circles": (Circles(), lambda x: (x.norm(dim=1) < 2.25).long()),
+    "arms": (
+        Spiral(noise=0.0),
+        lambda x: (
+            torch.cos(torch.atan2(x[:, 1], x[:, 0]) - 3 * math.pi * x.norm(dim=1) / 4) < 0
+        ).long(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEAREST)
+def test_labels_agree_with_the_geometry(name, generator):
+    source, nearest = NEAREST[name]
+    x, labels = source.double().sample_labelled(4_000, generator)
+    # a point in a thousand may lie beyond the middle between two classes
+    assert (nearest(x) == labels).double().mean() > 0.999
+    assert (nearest(x).roll(1) == labels).double().mean() < 0.6
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Gaussian(2), Checkerboard, SwissRoll, lambda: Empirical(POINTS)]
+)
+def test_laws_without_classes_say_so(make):
+    with pytest.raises(ValueError, match="has no classes; EightGaussians"):
+        make().sample_labelled(3)

@@ -340,7 +340,9 @@ class Holder:
     chosen: object = None
 
 
-@pytest.mark.parametrize("value", [Gibbs(2.0), [Gibbs(2.0)], {"a": {"b": Gibbs(2.0)}}], ids=str)
+@pytest.mark.parametrize(
+    "value", [Sinkhorn(2.0), [Sinkhorn(2.0)], {"a": {"b": Sinkhorn(2.0)}}], ids=str
+)
 def test_fill_does_not_take_descriptions_for_values(value):
     holder = Holder()
     fill(holder, spec(holder), spec(Holder(value)))

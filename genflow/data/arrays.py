@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from genflow.checks import between
-from genflow.data.base import Data, Table, split_rows
+from genflow.data.base import SPLITS, Data, Table, split_rows
 from genflow.source import Source
 
 CHUNK = 1 << 24
@@ -109,6 +110,9 @@ class Arrays(Data):
         cond: path of the conditions of ``x1``: integer labels ``(N,)`` or vectors ``(N, k)``.
         key: name of the array of ``x1`` (and ``x0``) inside ``.npz`` files.
         cond_key: name of the conditions inside an ``.npz`` file.
+        weight: path of the weights of ``x1``, ``(N,)``, for weighted samples: rows are drawn in
+            proportion to them, in training and in every evaluation.
+        weight_key: name of the weights inside an ``.npz`` file.
         holdout: fraction for validation and for test, each.
     """
 
@@ -118,6 +122,8 @@ class Arrays(Data):
     key: str | None = None
     cond_key: str | None = None
     holdout: float = 0.1
+    weight: str | None = None
+    weight_key: str | None = None
 
     def __post_init__(self) -> None:
         between(self, 0, 0.5, holdout=self.holdout)
@@ -130,7 +136,8 @@ class Arrays(Data):
                 "must be equal"
             )
         # opened once: scanning a large file for NaN at every split would take minutes
-        object.__setattr__(self, "_opened", (start, data, cond))
+        weight = None if self.weight is None else self._weight(len(data))
+        object.__setattr__(self, "_opened", (start, data, cond, weight))
 
     def _open(self, path: str, name: str) -> np.ndarray:
         array = open_array(path, self.key)
@@ -156,11 +163,28 @@ class Arrays(Data):
             )
         return cond.astype(np.int64) if cond.dtype.kind in "iu" else cond.astype(np.float32)
 
+    def _weight(self, n: int) -> torch.Tensor:
+        weight = open_array(self.weight, self.weight_key)
+        stated = f"Arrays: weight ('{self.weight}')"
+        if weight.shape != (n,) or weight.dtype.kind not in "iuf":
+            raise ValueError(
+                f"{stated} has shape {weight.shape} and dtype {weight.dtype}, expected {n} numbers, "
+                "one a row of x1"
+            )
+        weight = torch.from_numpy(np.array(weight, dtype=np.float64))
+        if not bool(((weight >= 0) & weight.isfinite()).all()):
+            raise ValueError(f"{stated} must hold finite numbers >= 0")
+        for split in SPLITS:
+            if not float(weight[split_rows(n, split, self.holdout)].sum()) > 0:
+                raise ValueError(f"{stated} is 0 on every row of the {split} split; raise holdout")
+        return weight
+
     def marginals(self, split: str) -> tuple[Source | Table, ...]:
-        start, data, cond = self._opened
+        start, data, cond, weight = self._opened
         if isinstance(start, np.ndarray):
             start = Table(start, split_rows(len(start), split, self.holdout))
-        return start, Table(data, split_rows(len(data), split, self.holdout), cond)
+        rows = split_rows(len(data), split, self.holdout)
+        return start, Table(data, rows, cond, weight=weight)
 
 
 def event_shape(path: str, key: str | None = None) -> list[int]:

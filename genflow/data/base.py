@@ -39,12 +39,20 @@ class Table:
         rows: which rows belong to this split, ``(n,)``.
         cond: conditions ``(N, ...)``, if any.
         dtype: of the batches.
+        weight: how much each row of ``x`` counts ``(N,)``, if not all alike; rows are then drawn in
+            proportion to it, with replacement.
     """
 
     x: Tensor | np.ndarray
     rows: Tensor
     cond: Tensor | np.ndarray | None = None
     dtype: torch.dtype = torch.float32
+    weight: Tensor | None = None
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """``n`` numbers of rows within the split, drawn in proportion to their weights."""
+        weight = self.weight[self.rows]
+        return torch.multinomial(weight, n, replacement=True, generator=generator)
 
     def __len__(self) -> int:
         return len(self.rows)

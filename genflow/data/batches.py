@@ -71,15 +71,19 @@ class Batches:
         xs, cond = [], None
         for m, marginal in enumerate(self.marginals):
             if isinstance(marginal, Table):
-                x, cond = marginal.take(self._rows(m, k * self.world + self.rank))
+                x, cond = marginal.take(self._rows(m, k * self.world + self.rank, k))
             else:
                 draw = self._draw.manual_seed(stream_seed(self.seed, "data", m, k, self.rank))
                 x, cond = draw_from(marginal, self.batch_size, draw)
             xs.append(x)
         return Batch(tuple(xs), cond)
 
-    def _rows(self, m: int, k: int) -> Tensor:
-        """Rows of global batch ``k``: passes over a table are laid end to end, none is dropped."""
+    def _rows(self, m: int, k: int, mine: int) -> Tensor:
+        """Rows of global batch ``k``, ``mine`` of this rank: passes over a table are laid end to end,
+        none is dropped; rows of unequal weight are drawn by it."""
+        if self.marginals[m].weight is not None:
+            draw = self._draw.manual_seed(stream_seed(self.seed, "data", m, mine, self.rank))
+            return self.marginals[m].draw(self.batch_size, draw)
         n = len(self.marginals[m])
         start = k * self.batch_size
         first, offset = divmod(start, n)
@@ -115,7 +119,10 @@ def draw_rows(marginals: Sequence[Source | WithLabels | Table], n: int, *name: i
     for m, marginal in enumerate(marginals):
         draw = stream("rows", m, *name)
         if isinstance(marginal, Table):
-            rows = torch.randperm(len(marginal), generator=draw)[:n]
+            if marginal.weight is None:
+                rows = torch.randperm(len(marginal), generator=draw)[:n]
+            else:
+                rows = marginal.draw(min(n, len(marginal)), draw)
             x, cond = marginal.take(rows)
         else:
             x, cond = draw_from(marginal, n, draw)

@@ -20,6 +20,8 @@ from genflow.coupling.sides import Conditions, class_index, two_sides
 
 LARGE = 0.05
 """Nats of tilt from which a report says so: about 0.16 of total variation, by Pinsker's inequality."""
+ROUND = 1e-12
+"""Numbers below this are rounding, and shown as zero."""
 CLASSES = 64
 """Most classes that are looked at one by one."""
 DRAWS = 16
@@ -133,6 +135,7 @@ def tilt_report(
         math.sqrt(sum(float(s) * v for s, v in zip(masses.share, shifts))) if labels else None
     )
     numbers["class_shift_chance"] = math.sqrt(len(shifts) / len(left.x)) if labels else None
+    numbers = {k: 0.0 if v is not None and abs(v) < ROUND else v for k, v in numbers.items()}
     report = TiltReport(**numbers, note=None, mass0=mass0, mass1=masses.right, x0=left.x, x1=right.x)
     return dataclasses.replace(report, note=_note(report, coupling, left, right))
 
@@ -150,7 +153,7 @@ def _classes(side: Side) -> Tensor | None:
 
 
 def _kl(mass: Tensor) -> Tensor:
-    return torch.special.xlogy(mass, mass).mean()
+    return torch.special.xlogy(mass, mass).mean().clamp_min(0)
 
 
 def _moments(x: Tensor, mass: Tensor) -> tuple[float, float]:

@@ -109,7 +109,10 @@ class Figures(L.Callback):
         model.train(training)
         latent = model.transform is not None and model.source.latent
         start = model.transform.inverse(x0.to(model.dtype)) if latent else x0
-        return plot.flow(start, batch.xs[-1], samples, path, title)
+        labels = batch.cond
+        if labels is None or labels.ndim > 1 or labels.is_floating_point():
+            return plot.flow(start, batch.xs[-1], samples, path, title)
+        return plot.flow(start, batch.xs[-1], samples, path, title, (labels, labels[:n]))
 
 
 def log_figure(logger: Any, figure: Any, path: Path, step: int) -> None:
