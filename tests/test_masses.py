@@ -15,8 +15,6 @@ CALLED = [
     ExactOT(conditions="within"), Gibbs(3.0, conditions="within"),
     Gibbs(3.0, correction="sinkhorn", conditions="within"), Sinkhorn(1.0, conditions=2.0),
 ]  # fmt: skip
-# POT's scaling iterations divide by masses of zero
-ZEROS = pytest.mark.xfail(strict=True, reason="a mass of zero spoils scaling iterations")
 SLOPES = torch.tensor([[0.8, -0.5], [-0.4, 0.3]], dtype=torch.float64)
 EPSILON = 3.0
 N = 100_000
@@ -26,12 +24,6 @@ def name(coupling):
     parts = [type(coupling).__name__]
     parts += [str(getattr(coupling, k, "")) for k in ("epsilon", "correction", "conditions")]
     return "-".join(p for p in parts if p)
-
-
-def spared(couplings):
-    """Couplings to be tried with masses of zero, and what is known to fail then."""
-    known = [type(c) is UnbalancedOT and c.epsilon > 0 for c in couplings]
-    return [pytest.param(c, marks=ZEROS if k else ()) for c, k in zip(couplings, known)]
 
 
 plans = pytest.mark.parametrize("coupling", PLANS, ids=name)
@@ -162,7 +154,7 @@ def test_pairs_are_drawn_from_the_weighted_plan(coupling, sizes, generator):
 
 
 @pytest.mark.parametrize("side", [0, 1])
-@pytest.mark.parametrize("coupling", spared(CALLED), ids=name)
+@pytest.mark.parametrize("coupling", CALLED, ids=name)
 def test_rows_without_weight_count_for_nothing(coupling, side, generator):
     xs, cond = batches(40, 40), torch.arange(40) % 2
     weights = [None, None]
@@ -177,7 +169,7 @@ def test_rows_without_weight_count_for_nothing(coupling, side, generator):
 
 
 @pytest.mark.parametrize("side", [0, 1])
-@pytest.mark.parametrize("coupling", spared(PLANS), ids=name)
+@pytest.mark.parametrize("coupling", PLANS, ids=name)
 def test_a_plan_is_that_of_the_rows_with_weight(coupling, side):
     xs, weights = list(batches(20, 20)), [None, None]
     weights[side] = (torch.arange(20) >= 6).float()
@@ -199,7 +191,6 @@ def test_batch_potentials_are_those_of_the_rows_with_weight(epsilon):
     assert (found[10:] - alone).abs().mean() < 5e-3
 
 
-@pytest.mark.xfail(strict=True, reason="the largest exponent is taken over rows without mass too")
 def test_a_far_row_without_weight_does_not_drown_the_others():
     # its pair alone is cheap; every other exponential underflows beside it
     x0, x1 = batches(8, 8)
@@ -212,7 +203,6 @@ def test_a_far_row_without_weight_does_not_drown_the_others():
         torch.testing.assert_close(weight[1:], alone * 8 / 7)
 
 
-@pytest.mark.xfail(strict=True, reason="the share of a class without mass is 0 / 0")
 @within
 def test_a_class_without_weight_counts_for_nothing(coupling, generator):
     xs, cond = batches(12, 12), torch.arange(12) % 3

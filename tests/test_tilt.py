@@ -21,7 +21,7 @@ from genflow.coupling import (
     Sinkhorn,
     UnbalancedOT,
 )
-from genflow.coupling.base import pair_rows
+from genflow.coupling.sides import pair_rows
 from genflow.diagnostics import TiltReport, tilt_report
 from genflow.loss import Matching, On, Sum
 from genflow.source import EightGaussians, Gaussian, Moons
@@ -288,7 +288,7 @@ def stated(note: str) -> dict[str, str]:
 
 
 def left_over(note: str) -> float:
-    return float(re.search(r"mends it \((\S+) left\)", note).group(1))
+    return float(re.search(r"mends it \((\S+) left at this epsilon\)", note).group(1))
 
 
 def test_a_note_names_the_correction_and_what_it_leaves():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genflow.coupling.sides import Conditions
-from genflow.tensors import draw_device, randperm
+from genflow.tensors import draw_device
 
 
 @dataclass(frozen=True)
@@ -63,41 +63,23 @@ class Coupling(ABC):
         """
 
 
-def pair_rows(*xs: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
-    """Rows as they come; a smaller batch is repeated in random order, each row equally often."""
-    size = max(len(x) for x in xs)
-    indices = []
-    for x in xs:
-        if len(x) == size:
-            rows = torch.arange(size, device=x.device)
-        else:
-            repeats = -(-size // len(x))
-            rows = torch.cat([randperm(len(x), x.device, generator) for _ in range(repeats)])[:size]
-        indices.append(rows)
-    return tuple(indices)
-
-
 def same_length(*xs: Tensor) -> bool:
     """Whether rows as they come are paired one to one."""
     return all(len(x) == len(xs[0]) for x in xs)
 
 
 def sample_plan(plan: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Draw pairs from a transport plan ``(n, m)``, ``max(n, m)`` of them.
+    """Draw a pair from a transport plan ``(n, m)`` for each of its rows: ``n`` pairs.
 
-    Every row of the larger side occurs exactly once and draws its partner from the plan: drawing
-    all pairs with replacement would drop a third of the points of a batch. Where the masses of
-    that side differ, they are the weights of the pairs.
+    Every row occurs exactly once and draws its partner from the plan: drawing all pairs with
+    replacement would drop a third of the points of a batch. Where the masses of the rows differ, they
+    are the weights of the pairs.
     """
-    n, m = plan.shape
-    if m > n:
-        j, i = sample_plan(plan.mT, generator)
-        return i, j
     where = draw_device(generator, plan.device)
     # a row without mass (unbalanced and partial plans) has any partner: its weight is 0
     plan = torch.where(plan.sum(1, keepdim=True) > 0, plan, torch.ones_like(plan))
     partner = torch.multinomial(plan.to(where), 1, generator=generator).squeeze(1)
-    return torch.arange(n, device=plan.device), partner.to(plan.device)
+    return torch.arange(len(plan), device=plan.device), partner.to(plan.device)
 
 
 def effective_sample_size(weight: Tensor) -> Tensor:

@@ -52,8 +52,8 @@ class ExactOT(Transport):
         return exact_plan(cost, a, b)
 
     def pairs(
-        self, plan: Tensor, even: bool, generator: torch.Generator | None
+        self, plan: Tensor, even: bool, by_right: bool, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
         if even and plan.shape[0] == plan.shape[1]:  # a vertex of the Birkhoff polytope: a permutation
             return torch.arange(len(plan), device=plan.device), plan.argmax(1)
-        return super().pairs(plan, even, generator)
+        return super().pairs(plan, even, by_right, generator)

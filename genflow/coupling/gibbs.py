@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from genflow.checks import between, one_of, positive
-from genflow.coupling.base import Coupling, Plan, pair_rows, same_length
+from genflow.coupling.base import Coupling, Plan, same_length
 from genflow.coupling.cost import Cost, check_cost, pair_cost, row_cost
 from genflow.coupling.pilot import fit
 from genflow.coupling.potentials import GaussianPotentials
@@ -28,6 +28,7 @@ from genflow.coupling.sides import (
     condition_cost,
     couple_within,
     need_conditions,
+    pair_rows,
     two_sides,
 )
 from genflow.coupling.sinkhorn import sinkhorn_log_plan

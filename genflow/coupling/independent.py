@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genflow.coupling.base import Coupling, Plan, pair_rows, same_length
-from genflow.coupling.sides import Conditions, side_masses
+from genflow.coupling.base import Coupling, Plan, same_length
+from genflow.coupling.sides import Conditions, pair_rows, side_masses
 from genflow.tensors import check_marginals
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genflow.tensors import check_marginals
+from genflow.tensors import check_marginals, randperm
 
 Conditions = Tensor | Sequence[Tensor | None]
 """Conditions of the last marginal's rows, or an entry for each marginal (``None``: it has none)."""
@@ -37,8 +37,8 @@ class Side:
         return Side(self.x[rows], mass, cond)
 
     def share(self) -> Tensor:
-        """Masses that sum to one, float64."""
-        if self.mass is None:
+        """Masses that sum to one, float64; even ones where no row counts."""
+        if self.mass is None or not float(self.mass.sum()) > 0:
             return torch.full(
                 (len(self.x),), 1 / len(self.x), dtype=torch.float64, device=self.x.device
             )
@@ -47,6 +47,14 @@ class Side:
     def total(self) -> float:
         """Sum of the masses."""
         return float(len(self.x) if self.mass is None else self.mass.sum())
+
+
+def some_rows(side: Side, n: int) -> Side:
+    """At most ``n`` rows of a side, a fixed random choice in the order in which they came."""
+    if len(side.x) <= n:
+        return side
+    rows = torch.randperm(len(side.x), generator=torch.Generator().manual_seed(0))[:n]
+    return side.take(rows.sort().values.to(side.x.device))
 
 
 def two_sides(
@@ -114,6 +122,20 @@ def side_masses(
     return tuple(masses)
 
 
+def pair_rows(*xs: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+    """Rows as they come; a smaller batch is repeated in random order, each row equally often."""
+    size = max(len(x) for x in xs)
+    indices = []
+    for x in xs:
+        if len(x) == size:
+            rows = torch.arange(size, device=x.device)
+        else:
+            repeats = -(-size // len(x))
+            rows = torch.cat([randperm(len(x), x.device, generator) for _ in range(repeats)])[:size]
+        indices.append(rows)
+    return tuple(indices)
+
+
 def check_strength(owner: object, conditions: str | float) -> None:
     """Refuse a ``conditions`` argument that is neither a known word nor a positive number."""
     number = isinstance(conditions, (int, float)) and not isinstance(conditions, bool)
@@ -157,7 +179,8 @@ def class_index(*conds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
 def couple_within(
     owner: object, left: Side, right: Side, couple: Callable[[Side, Side], Pairs]
 ) -> Pairs:
-    """Couple class by class; each class gets the share that it has on the right side.
+    """Couple class by class; each class gets the share that it has on the right side, and as many pairs
+    as it has rows on its larger side.
 
     Raises:
         ValueError: if a class has rows on one side alone.
@@ -172,10 +195,15 @@ def couple_within(
                 f"{type(owner).__name__}(conditions='within'): class {labels[k].tolist()} has no row "
                 f"in {absent} of this batch; use larger batches, or a number instead of 'within'"
             )
-        mine = right.take(rows1)
-        i, j, weight = couple(left.take(rows0), mine)
-        parts.append((rows0[i], rows1[j], weight * (mine.total() / (right.total() * len(i)))))
+        mine, theirs = left.take(rows0), right.take(rows1)
+        if mine.total() > 0 and theirs.total() > 0:
+            i, j, weight = couple(mine, theirs)
+            weight = weight * (theirs.total() / (right.total() * len(i)))
+        else:  # a class that counts for nothing: any pairs, of weight zero
+            (i, j), weight = pair_rows(mine.x, theirs.x), left.x.new_zeros(max(len(rows0), len(rows1)))
+        parts.append((rows0[i], rows1[j], weight))
     i, j, weight = (torch.cat(values) for values in zip(*parts))
+    weight = weight / weight.sum()
     # rows as they came: whatever is drawn row by row afterwards must not know the class
     order = (j if len(right.x) >= len(left.x) else i).argsort(stable=True)
     return i[order], j[order], weight[order] * len(order)

@@ -124,11 +124,8 @@ class Sinkhorn(Transport):
         count(self, max_iterations=self.max_iterations)
 
     def transport(self, cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        kept, taken = a > 0, b > 0  # a row without mass has no potential
-        full = bool(kept.all()) and bool(taken.all())
-        part = cost if full else cost[kept][:, taken]
         log_plan, error = sinkhorn_log_plan(
-            part, self.epsilon, self.max_iterations, self.tolerance, a[kept], b[taken]
+            cost, self.epsilon, self.max_iterations, self.tolerance, a, b
         )
         if not error <= self.tolerance:
             warnings.warn(
@@ -137,10 +134,6 @@ class Sinkhorn(Transport):
                 f"with a marginal error above its tolerance {self.tolerance:.1e}: raise epsilon, "
                 "tolerance or max_iterations, or use ExactOT()",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
-        if full:
-            return log_plan.exp()
-        plan = torch.zeros_like(cost)
-        plan[kept.nonzero(), taken.nonzero().mT] = log_plan.exp()
-        return plan
+        return log_plan.exp()

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from genflow.coupling.base import Coupling, Plan, pair_rows, sample_plan
+from genflow.coupling.base import Coupling, Plan, sample_plan
 from genflow.coupling.cost import Cost, check_cost, pair_cost
 from genflow.coupling.sides import (
     Conditions,
@@ -19,6 +19,7 @@ from genflow.coupling.sides import (
     condition_cost,
     couple_within,
     need_conditions,
+    pair_rows,
     two_sides,
 )
 
@@ -29,12 +30,13 @@ class Transport(Coupling):
     Every row of the larger batch is kept and draws its partner from the plan.
 
     How conditions are heeded: where the source has none of its own (the usual case), each row of
-    ``x0`` first takes the condition of a row of ``x1`` at random, so that the law of ``x0`` stays the
-    same given every condition; the plan is then sought with ``conditions="within"`` inside each class
-    alone, with a number at that price for a unit of distance between conditions (number of labels
-    that differ, squared Euclidean distance of vectors). A plan that ignores conditions ties the source
-    to them, and a sampler that draws the source freely then meets pairs that were never learnt (Cheng &
-    Schwing 2025).
+    ``x0`` first takes the condition of a row of ``x1`` at random; the plan is then sought with
+    ``conditions="within"`` inside each class alone, so that the law of ``x0`` is the same given every
+    class, with a number at that price for a unit of distance between conditions (number of labels that
+    differ, squared Euclidean distance of vectors), so that it is nearly so where the price is far
+    above the cost. A plan that ignores conditions ties the source to them, and a sampler that draws
+    the source freely then meets pairs that were never learnt (Cheng & Schwing 2025). Where both sides
+    have conditions, a class has as many pairs as it has rows on its larger side.
     """
 
     cost: Cost
@@ -60,7 +62,17 @@ class Transport(Coupling):
             weights: how much each row counts, ``(B,)`` or ``None`` for each side.
         """
         left, right = two_sides(self, (x0, x1), None, weights)
-        return self.transport(pair_cost(self.cost, x0, x1), left.share(), right.share())
+        return self._plan(pair_cost(self.cost, x0, x1), left.share(), right.share())
+
+    def _plan(self, cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """The plan, sought between the rows that have mass."""
+        kept, taken = a > 0, b > 0
+        if bool(kept.all()) and bool(taken.all()):
+            return self.transport(cost, a, b)
+        plan = torch.zeros_like(cost)
+        part = self.transport(cost[kept][:, taken], a[kept], b[taken])
+        plan[kept.nonzero(), taken.nonzero().mT] = part
+        return plan
 
     @torch.no_grad()
     def __call__(
@@ -71,8 +83,9 @@ class Transport(Coupling):
         generator: torch.Generator | None = None,
     ) -> Plan:
         left, right = two_sides(self, xs, cond, weights)
+        fewer = len(left.x) < len(right.x)
         if self.conditions == "ignore":
-            i, j, weight = self._couple(left, right, generator)
+            i, j, weight = self._couple(left, right, fewer, generator)
             return Plan((i, j), weight, even=self.balanced and weights is None)
         need_conditions(self, self.conditions, right)
         rows = None
@@ -81,27 +94,36 @@ class Transport(Coupling):
             right = right.take(rows[1])
             borrowed = left.take(rows[0])
             left = Side(borrowed.x, borrowed.mass, right.cond)
-        if self.conditions == "within":
-            parts = couple_within(self, left, right, lambda a, b: self._couple(a, b, generator))
-        else:
-            parts = self._couple(left, right, generator)
-        i, j, weight = parts
+
+        def couple(a: Side, b: Side) -> Pairs:
+            by_right = fewer if rows is not None else len(a.x) < len(b.x)
+            return self._couple(a, b, by_right, generator)
+
+        within = self.conditions == "within"
+        i, j, weight = couple_within(self, left, right, couple) if within else couple(left, right)
         return Plan((i, j) if rows is None else (rows[0][i], rows[1][j]), weight)
 
-    def _couple(self, left: Side, right: Side, generator: torch.Generator | None) -> Pairs:
+    def _couple(
+        self, left: Side, right: Side, by_right: bool, generator: torch.Generator | None
+    ) -> Pairs:
+        """Pairs of a plan; ``by_right`` keeps each row of the right side once, else of the left."""
         cost = pair_cost(self.cost, left.x, right.x)
         if not isinstance(self.conditions, str):
             cost = cost + self.conditions * condition_cost(left.cond, right.cond)
-        plan = self.transport(cost, left.share(), right.share())
+        plan = self._plan(cost, left.share(), right.share())
         even = left.mass is None and right.mass is None
-        i, j = self.pairs(plan, even, generator)
+        i, j = self.pairs(plan, even, by_right, generator)
         if self.balanced and even:
             return i, j, left.x.new_ones(len(i))
-        mass = plan.sum(1)[i] if len(left.x) >= len(right.x) else plan.sum(0)[j]
+        mass = plan.sum(0)[j] if by_right else plan.sum(1)[i]
         return i, j, (mass * (len(i) / mass.sum())).to(left.x)
 
     def pairs(
-        self, plan: Tensor, even: bool, generator: torch.Generator | None
+        self, plan: Tensor, even: bool, by_right: bool, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """Pairs of rows drawn from a plan; ``even`` where all rows count alike."""
-        return sample_plan(plan, generator)
+        """Pairs of rows drawn from a plan, one for each row of a side; ``even`` where all rows count
+        alike."""
+        if not by_right:
+            return sample_plan(plan, generator)
+        j, i = sample_plan(plan.mT, generator)
+        return i, j

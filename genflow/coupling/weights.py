@@ -29,6 +29,8 @@ def softmax_weight(
     """
     if index is None and base is None:
         return len(log_weight) * torch.softmax(log_weight, 0)
+    if base is not None:  # a row that counts for nothing must not be the one that others are scaled by
+        log_weight = log_weight.masked_fill(base <= 0, -math.inf)
     if index is None:
         raised = (log_weight - log_weight.max()).exp() * base
         return raised / raised.mean()
@@ -36,10 +38,12 @@ def softmax_weight(
     classes = int(index.max()) + 1
     top = log_weight.new_full((classes,), -math.inf)
     top = top.scatter_reduce(0, index, log_weight, "amax")
+    top = top.masked_fill(top == -math.inf, 0.0)  # a class that counts for nothing
     raised = (log_weight - top[index]).exp()
     raised = raised if base is None else raised * base
     sums, shares = (raised.new_zeros(classes).index_add(0, index, v) for v in (raised, goal))
-    return raised * (shares / sums)[index] * (len(goal) / goal.sum())
+    weight = raised * torch.where(sums > 0, shares / sums, 0.0)[index]
+    return weight * (len(weight) / weight.sum())
 
 
 def relative_mass(mass: Tensor, index: Tensor | None) -> Tensor:
@@ -47,7 +51,7 @@ def relative_mass(mass: Tensor, index: Tensor | None) -> Tensor:
     if index is None:
         return mass / mass.mean()
     sums = mass.new_zeros(int(index.max()) + 1).index_add(0, index, mass)
-    return mass * (index.bincount() / sums)[index]
+    return mass * torch.where(sums > 0, index.bincount() / sums, 0.0)[index]
 
 
 def gibbs_weight(cost: Tensor, epsilon: float) -> Tensor:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genflow.coupling import Coupling, Gibbs, Independent, Side, Transport, effective_sample_size
-from genflow.coupling.sides import Conditions, class_index, two_sides
+from genflow.coupling import Coupling, Gibbs, Side, Transport
+from genflow.coupling.sides import Conditions, class_index, some_rows, two_sides
+from genflow.diagnostics.masses import masses_of
 
 LARGE = 0.05
 """Nats of tilt from which a report says so: about 0.16 of total variation, by Pinsker's inequality."""
@@ -24,8 +25,6 @@ ROUND = 1e-12
 """Numbers below this are rounding, and shown as zero."""
 CLASSES = 64
 """Most classes that are looked at one by one."""
-DRAWS = 16
-"""Plans averaged for a coupling whose masses have no formula."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +76,6 @@ class TiltReport:
         return max(self.kl_tilt_x0, self.kl_tilt_x1)
 
 
-@dataclass(frozen=True)
-class _Masses:
-    """Relative masses of rows: of ``x0`` given each class ``(C, n)``, of ``x1 (m,)``."""
-
-    given: Tensor
-    share: Tensor
-    right: Tensor
-    ess: float
-
-
 @torch.no_grad()
 def tilt_report(
     coupling: Coupling,
@@ -107,41 +96,30 @@ def tilt_report(
         coupling: what to look at, prepared.
         x0, x1: samples of both sides, ``(n, *d)``; at least 512 for a KL within a few per cent.
         cond: their conditions, as in a call of the coupling.
-        rows: how many of each side are used at most.
+        rows: how many of each side are used at most, a random choice.
         generator: where couplings draw from.
 
     Raises:
         TypeError, ValueError: as the coupling raises.
     """
     left, right = two_sides(coupling, (x0, x1), cond, None)
-    left, right = (_first(side, rows) for side in (left, right))
+    left, right = (some_rows(side, rows) for side in (left, right))
     index = _classes(right)
-    masses = _masses(coupling, left, right, index, generator)
-    mass0 = masses.share @ masses.given
+    masses = masses_of(coupling, left, right, index, generator)
     numbers: dict[str, float | None] = {"ess": masses.ess}
-    # without a formula single rows are drawn: noise of each class by itself is no tilt
-    each = masses.given if isinstance(coupling, Gibbs) else mass0[None]
-    part = masses.share if isinstance(coupling, Gibbs) else mass0.new_ones(1)
-    numbers["kl_tilt_x0"] = float(part @ torch.stack([_kl(r) for r in each]))
-    numbers["kl_tilt_x1"] = float(_kl(masses.right))
-    numbers["tv_tilt_x0"] = float(part @ (each - 1).abs().mean(1)) / 2
-    numbers["tv_tilt_x1"] = float((masses.right - 1).abs().mean()) / 2
-    for k, (side, mass) in enumerate(((left, mass0), (right, masses.right))):
+    numbers["kl_tilt_x0"], numbers["tv_tilt_x0"] = masses.left_tilt()
+    numbers["kl_tilt_x1"], numbers["tv_tilt_x1"] = masses.right_tilt()
+    for k, (side, mass) in enumerate(((left, masses.left), (right, masses.right))):
         shift, std = _moments(side.x, mass)
         numbers[f"mean_shift_x{k}"], numbers[f"std_shift_x{k}"] = shift, std
-    labels = index is not None and int(index.max()) > 0
-    shifts = [_moments(left.x, r)[0] ** 2 for r in masses.given] if labels else []
-    numbers["class_shift_x0"] = (
-        math.sqrt(sum(float(s) * v for s, v in zip(masses.share, shifts))) if labels else None
-    )
-    numbers["class_shift_chance"] = math.sqrt(len(shifts) / len(left.x)) if labels else None
+    shifts = [_moments(left.x, r)[0] ** 2 for r in masses.given] if len(masses.share) > 1 else []
+    square = sum(float(s) * v for s, v in zip(masses.share, shifts))
+    numbers["class_shift_x0"] = math.sqrt(square) if shifts else None
+    numbers["class_shift_chance"] = math.sqrt(len(shifts) / len(left.x)) if shifts else None
     numbers = {k: 0.0 if v is not None and abs(v) < ROUND else v for k, v in numbers.items()}
-    report = TiltReport(**numbers, note=None, mass0=mass0, mass1=masses.right, x0=left.x, x1=right.x)
+    sides = {"mass0": masses.left, "mass1": masses.right, "x0": left.x, "x1": right.x}
+    report = TiltReport(**numbers, note=None, **sides)
     return dataclasses.replace(report, note=_note(report, coupling, left, right))
-
-
-def _first(side: Side, rows: int) -> Side:
-    return side.take(torch.arange(min(rows, len(side.x)), device=side.x.device))
 
 
 def _classes(side: Side) -> Tensor | None:
@@ -150,10 +128,6 @@ def _classes(side: Side) -> Tensor | None:
         return None
     labels, (index,) = class_index(side.cond)
     return index if len(labels) <= CLASSES else None
-
-
-def _kl(mass: Tensor) -> Tensor:
-    return torch.special.xlogy(mass, mass).mean().clamp_min(0)
 
 
 def _moments(x: Tensor, mass: Tensor) -> tuple[float, float]:
@@ -166,96 +140,6 @@ def _moments(x: Tensor, mass: Tensor) -> tuple[float, float]:
     if total == 0:
         return 0.0, 0.0
     return float(mean.norm()) / math.sqrt(total), math.sqrt(max(after, 0.0) / total) - 1
-
-
-def _masses(
-    coupling: Coupling,
-    left: Side,
-    right: Side,
-    index: Tensor | None,
-    generator: torch.Generator | None,
-) -> _Masses:
-    n, m = len(left.x), len(right.x)
-    ones = [torch.ones(k, dtype=torch.float64, device=left.x.device) for k in (1, n, m)]
-    if isinstance(coupling, Gibbs):
-        return _gibbs_masses(coupling, left, right, index)
-    balanced = isinstance(coupling, Independent) or getattr(coupling, "balanced", False)
-    if balanced and index is None:
-        return _Masses(ones[1][None], ones[0], ones[2], 1.0)
-    if isinstance(coupling, Transport) and coupling.conditions == "ignore" and index is None:
-        plan = coupling.plan(left.x, right.x)
-        mass0, mass1 = plan.sum(1), plan.sum(0)
-        weight = mass0 if n >= m else mass1
-        size = float(effective_sample_size(weight))
-        return _Masses((mass0 / mass0.mean())[None], ones[0], mass1 / mass1.mean(), size)
-    found = _drawn_masses(coupling, left, right, index, generator)
-    if balanced:
-        found = dataclasses.replace(found, right=ones[2])
-    return found
-
-
-def _drawn_masses(
-    coupling: Coupling,
-    left: Side,
-    right: Side,
-    index: Tensor | None,
-    generator: torch.Generator | None,
-) -> _Masses:
-    """Masses from plans that the coupling draws."""
-    index = torch.zeros(len(right.x), dtype=torch.long) if index is None else index
-    index = index.to(left.x.device)
-    classes = int(index.max()) + 1
-    given = left.x.new_zeros(classes, len(left.x), dtype=torch.float64)
-    mass = given.new_zeros(len(right.x))
-    cond = None if right.cond is None else (left.cond, right.cond)
-    sizes = []
-    for _ in range(DRAWS):
-        plan = coupling(left.x, right.x, cond=cond, generator=generator)
-        i, j, weight = *plan.indices, plan.weight.double()
-        given.index_put_((index[j], i), weight, accumulate=True)
-        mass.index_add_(0, j, weight)
-        sizes.append(effective_sample_size(weight))
-    share = given.sum(1) / given.sum()
-    given = given / given.mean(1, keepdim=True).clamp_min(1e-300)
-    return _Masses(given, share, mass / mass.mean(), float(torch.stack(sizes).mean()))
-
-
-def _gibbs_masses(coupling: Gibbs, left: Side, right: Side, index: Tensor | None) -> _Masses:
-    """Exact masses between the rows: log-mean-exp over all pairs."""
-    index = torch.zeros(len(right.x), dtype=torch.long) if index is None else index
-    index = index.to(left.x.device)
-    whole = None if coupling.by_class else coupling.log_weights(left, right)
-    given, share = [], []
-    mass = left.x.new_zeros(len(right.x), dtype=torch.float64)
-    squares = 0.0
-    top = 0.0 if whole is None else float(whole.max())
-    for k in range(int(index.max()) + 1):
-        columns = torch.nonzero(index == k).squeeze(1)
-        theirs = right.take(columns)
-        mine = _rows_of(coupling, left, theirs)
-        weight = coupling.log_weights(left.take(mine), theirs) if whole is None else whole[:, columns]
-        weight = (weight - (float(weight.max()) if whole is None else top)).double().exp()
-        part = len(columns) / len(right.x)
-        if whole is None:  # each class has its own normaliser
-            weight = weight / weight.mean()
-        across = left.x.new_zeros(len(left.x), dtype=torch.float64)
-        across[mine] = weight.mean(1) * (len(left.x) / len(mine))
-        given.append(across / across.mean().clamp_min(1e-300))
-        share.append(part * weight.mean())
-        mass[columns] = weight.mean(0)
-        squares += part * float((weight**2).mean())
-    total = float(sum(share))
-    parts = torch.stack(share) / total
-    return _Masses(torch.stack(given), parts, mass / mass.mean(), total**2 / squares)
-
-
-def _rows_of(coupling: Gibbs, left: Side, theirs: Side) -> Tensor:
-    """Rows of the source that meet a class: all, unless the source has classes of its own."""
-    every = torch.arange(len(left.x), device=left.x.device)
-    if not coupling.by_class or left.cond is None:
-        return every
-    same = left.cond.reshape(len(left.x), -1) == theirs.cond[:1].reshape(1, -1)
-    return every[same.all(1)]
 
 
 def _note(report: TiltReport, coupling: Coupling, left: Side, right: Side) -> str | None:
@@ -287,19 +171,15 @@ def _remedy(report: TiltReport, coupling: Gibbs, left: Side, right: Side) -> str
     labels = coupling.conditions == "ignore" and report.class_shift_x0 is not None
     changes = {"conditions": "within"} if labels else {}
     stated = "coupling.conditions=within " if labels else ""
-    if (
-        coupling.cost == "sqeuclidean"
-        and coupling.correction == "none"
-        and (labels or isinstance(coupling.conditions, str))
-    ):
+    known = labels or isinstance(coupling.conditions, str)  # not a price, which potentials ignore
+    if coupling.cost == "sqeuclidean" and known and (labels or coupling.correction == "none"):
         mended = dataclasses.replace(coupling, **changes, correction="gaussian", fitted=None)
         cond = None if right.cond is None else (left.cond, right.cond)
         mended.prepare(left.x, right.x, cond=cond)
-        masses = _gibbs_masses(mended, left, right, _classes(right))
-        rest = float(masses.share @ torch.stack([_kl(r) for r in masses.given]))
-        rest = max(rest, float(_kl(masses.right)))
+        masses = masses_of(mended, left, right, _classes(right))
+        rest = max(masses.left_tilt()[0], masses.right_tilt()[0])
         if rest <= LARGE:
-            return f"{stated}coupling.correction=gaussian mends it ({rest:.2g} left)"
-    if coupling.correction == "sinkhorn":
+            return f"{stated}coupling.correction=gaussian mends it ({rest:.2g} left at this epsilon)"
+    if coupling.correction == "sinkhorn" and not labels:
         return "raise epsilon, or use coupling=exact_ot"
     return f"{stated}coupling.correction=sinkhorn mends it"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genflow.checks import count
 from genflow.coupling import Gibbs, Side
-from genflow.coupling.sides import class_index
+from genflow.coupling.sides import class_index, some_rows
 from genflow.tensors import draw_device
 
 PAIRS = 1 << 22
@@ -71,10 +71,10 @@ class Tilt(nn.Module):
         """
         self.coupling.prepare(*xs, cond=cond)
         if self.points is None:
-            rows = slice(0, self.size)
-            self.points = xs[-1][rows].detach().clone()
+            kept = some_rows(Side(xs[-1], None, cond), self.size)
+            self.points = kept.x.detach().clone()
             if cond is not None and not cond.is_floating_point():
-                self.labels = cond[rows].detach().clone()
+                self.labels = kept.cond.detach().clone()
         return self
 
     @torch.no_grad()

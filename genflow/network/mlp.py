@@ -70,7 +70,8 @@ class MLP(nn.Module):
         self.time = TimeFeatures(frequencies)
         self.label = None
         if classes is not None:
-            self.sizes = (classes,) if isinstance(classes, int) else tuple(classes)
+            several = isinstance(classes, Sequence) and not isinstance(classes, str)
+            self.sizes = tuple(classes) if several else (classes,)
             for labels in self.sizes or (0,):
                 count(self, classes=labels)
             first = torch.tensor((0, *self.sizes[:-1])).cumsum(0)

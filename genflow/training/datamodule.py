@@ -66,8 +66,7 @@ class DataModule(L.LightningDataModule):
             training.prepare(*pilot.xs, cond=pilot.cond)
             training.rehearse(first.to(training.model.device))
             if pilot.cond is not None and not pilot.cond.is_floating_point():
-                labels = torch.stack([pilot.cond.amin(0), pilot.cond.amax(0)])  # a batch may miss them
-                training.rehearse(Batch(tuple(x[:2] for x in pilot.xs), labels))
+                training.rehearse(extreme_rows(pilot))  # a batch may miss the largest label
 
     def rows(self, split: str, n: int) -> Batch:
         """Up to ``n`` rows of each marginal of a split, the same ones at every call."""
@@ -107,6 +106,16 @@ class DataModule(L.LightningDataModule):
         if self.trainer is None:
             return {"rank": 0, "world": 1}
         return {"rank": self.trainer.global_rank, "world": self.trainer.world_size}
+
+
+def extreme_rows(batch: Batch) -> Batch:
+    """Rows that hold the smallest and the largest of each label."""
+    labels = batch.cond.reshape(len(batch.cond), -1)
+    rows = torch.cat([labels.argmin(0), labels.argmax(0)])
+    n = min(len(rows), *(len(x) for x in batch.xs))
+    rows = rows[:n]
+    starts = (x[:n] for x in batch.xs[:-1])
+    return Batch((*starts, batch.xs[-1][rows]), batch.cond[rows])
 
 
 def check_start(start: Source | Table, model: Model) -> None:

@@ -78,8 +78,11 @@ class Figures(L.Callback):
         report = pl_module.loss.tilt(*model.encode(*batch.xs), cond=batch.cond, generator=draw)
         if report is None or report.worst == 0:
             return None
-        cond = None if batch.cond is None else batch.cond[: self.n]
-        samples = model.encode(*([model.sample(len(batch.xs[-1]), cond=cond, generator=draw)] * 2))[1]
+        training = model.training
+        model.eval()
+        samples = model.sample(len(batch.xs[-1]), cond=batch.cond, generator=draw)
+        samples = model.encode(batch.xs[0], samples)[1]
+        model.train(training)
         title = f"KL(tilted | given): {report.kl_tilt_x0:.2g} nats at x0, {report.kl_tilt_x1:.2g} at x1"
         return plot.tilt(report.x0, report.x1, report.mass0, report.mass1, samples, title)
 
