@@ -152,10 +152,16 @@ def fill(part: Any, before: Any, stored: Any) -> None:
     elif dataclasses.is_dataclass(part) and isinstance(stored, Mapping):
         if stored.get("_target_") != before.get("_target_"):  # another part took its place
             return
+        # a number chosen under other settings than those stated now is of no use; fitted numbers say
+        # themselves what they are good for
+        agree = all(stored.get(k) == v for k, v in before.items() if v is not None and _plain(v))
         for field in dataclasses.fields(part):
             old, new = before.get(field.name), stored.get(field.name)
-            if old is None and _plain(new):
+            if old is None and _plain(new) and (agree or isinstance(new, Mapping)):
+                found = getattr(part, field.name)
                 object.__setattr__(part, field.name, new)
+                if isinstance(new, Mapping) and getattr(part, "needs_data", False):
+                    object.__setattr__(part, field.name, found)
             elif isinstance(old, (Mapping, list)) and isinstance(new, (Mapping, list)):
                 fill(getattr(part, field.name), old, new)
 
@@ -163,7 +169,7 @@ def fill(part: Any, before: Any, stored: Any) -> None:
 def _plain(value: Any) -> bool:
     """Numbers, words, and containers of them; not the description of a part."""
     if isinstance(value, Mapping):
-        return "_target_" not in value and all(map(_plain, value.values()))
+        return "_target_" not in value and all(v is None or _plain(v) for v in value.values())
     if isinstance(value, (list, tuple)):
-        return all(map(_plain, value))
+        return all(v is None or _plain(v) for v in value)
     return isinstance(value, (bool, int, float, str))

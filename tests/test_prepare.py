@@ -1,5 +1,6 @@
 """What ``Gibbs.prepare`` chooses from data: temperature, kept, stored and resumed."""
 
+import dataclasses
 import json
 import math
 
@@ -100,7 +101,42 @@ def test_a_prepared_coupling_is_stored_and_resumed(options):
 
     stated = Gibbs(**{**options, "epsilon": 11.0})  # what the user states wins
     fill(stated, spec(stated), stored)
-    assert stated.epsilon == 11.0 and stated.fitted == coupling.fitted
+    assert stated.epsilon == 11.0
+    # moments are good for any temperature, a normaliser is not
+    pilot = options.get("normaliser") == "pilot"
+    assert stated.fitted == (None if pilot and coupling.fitted else coupling.fitted)
+    assert stated.needs_data is (pilot and coupling.fitted is not None)
+
+
+@pytest.mark.parametrize(
+    "options, change",
+    [
+        ({"normaliser": "pilot", "epsilon": 2.0}, {"epsilon": 1.0}),
+        ({"normaliser": "pilot"}, {"correction": "gaussian"}),
+        ({"correction": "gaussian"}, {"conditions": "within"}),
+        ({"correction": "gaussian"}, {"normaliser": "pilot"}),
+        ({"correction": "gaussian"}, {"covariance": "diagonal"}),
+    ],
+    ids=str,
+)
+def test_numbers_fitted_for_something_else_are_not_used(options, change):
+    x0, x1, cond = labelled()
+    coupling = dataclasses.replace(Gibbs(**options).prepare(x0, x1, cond=cond), **change)
+    assert coupling.needs_data
+    with pytest.raises(ValueError, match="call coupling.prepare"):
+        coupling(x0, x1, cond=cond)
+    want = Gibbs(**{**options, **change, "epsilon": coupling.epsilon}).prepare(x0, x1, cond=cond)
+    found = coupling.prepare(x0, x1, cond=cond)
+    torch.testing.assert_close(found(x0, x1, cond=cond).weight, want(x0, x1, cond=cond).weight)
+
+
+def test_a_resumed_run_with_other_settings_chooses_anew():
+    x0, x1, cond = labelled()
+    stored = spec(Gibbs(ess=0.3).prepare(x0, x1))
+    resumed = Gibbs(ess=0.7)
+    before = spec(resumed)
+    fill(resumed.prepare(x0, x1), before, stored)
+    assert resumed == Gibbs(ess=0.7).prepare(x0, x1) and resumed.epsilon > stored["epsilon"]
 
 
 def test_new_moments_make_new_potentials():

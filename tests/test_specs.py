@@ -320,7 +320,7 @@ def test_fill_restores_containers_inside_containers(generator):
     fill(resumed, spec(parts()), spec(prepared))
     assert resumed == prepared and spec(resumed) == spec(prepared)
     found = resumed[0]["a"].coupling.fitted
-    assert found.keys() == {"mean0", "cov0", "mean1", "cov1", "log_z"}
+    assert found.keys() == {"mean0", "cov0", "mean1", "cov1", "log_z", "purpose"}
     plans = [part[0]["a"].coupling(*x) for part in (prepared, resumed)]
     assert torch.equal(plans[0].weight, plans[1].weight)
 
@@ -328,9 +328,9 @@ def test_fill_restores_containers_inside_containers(generator):
 def test_fill_leaves_the_containers_that_the_user_states(generator):
     x = torch.randn(2, 100, 2, generator=generator)
     stated = Gibbs(0.3, **CORRECTED).prepare(*x)
-    own = Matching(coupling=dataclasses.replace(stated, epsilon=None))
-    fill(own, spec(own), spec(Matching(coupling=Gibbs(**CORRECTED)).prepare(*(3 * x))))
-    assert own.coupling.fitted == stated.fitted and own.coupling.epsilon is not None
+    own = Matching(coupling=stated)
+    fill(own, spec(own), spec(Matching(coupling=Gibbs(0.3, **CORRECTED)).prepare(*(3 * x))))
+    assert own.coupling.fitted == stated.fitted
 
 
 @dataclasses.dataclass(frozen=True)

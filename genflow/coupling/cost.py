@@ -12,6 +12,8 @@ from genflow.tensors import sum_event
 Cost = str | Callable[[Tensor, Tensor], Tensor]
 """``"sqeuclidean"``, ``"euclidean"``, or a function ``(x (B, *d), y (B, *d)) -> (B,)``."""
 
+NUMBERS = 1 << 24
+"""Numbers that a cost function is given at a time."""
 NAMES = ("sqeuclidean", "euclidean")
 
 
@@ -35,14 +37,19 @@ def row_cost(cost: Cost, x: Tensor, y: Tensor) -> Tensor:
 def pair_cost(cost: Cost, x: Tensor, y: Tensor) -> Tensor:
     """Cost of every row of ``x (n, *d)`` with every row of ``y (m, *d)``: ``(n, m)`` in float64."""
     if callable(cost):
-        rows, columns = x.repeat_interleave(len(y), 0), y.repeat(len(x), *[1] * (y.ndim - 1))
-        return _finite(_checked(cost(rows, columns), len(rows)).double().reshape(len(x), len(y)))
+        size = max(1, NUMBERS // max(1, y.numel()))
+        return _finite(torch.cat([_function_cost(cost, part, y) for part in x.split(size)]))
     x, y = x.flatten(1).double(), y.flatten(1).double()
     centre = x.mean(0)  # keeps the products small where both clouds lie far from the origin
     x, y = x - centre, y - centre
     square = torch.addmm((y * y).sum(1), x, y.mT, alpha=-2).add_((x * x).sum(1, keepdim=True))
     square = _finite(square).clamp_min_(0)
     return square if cost == "sqeuclidean" else square.sqrt()
+
+
+def _function_cost(cost: Cost, x: Tensor, y: Tensor) -> Tensor:
+    rows, columns = x.repeat_interleave(len(y), 0), y.repeat(len(x), *[1] * (y.ndim - 1))
+    return _checked(cost(rows, columns), len(rows)).double().reshape(len(x), len(y))
 
 
 def _checked(values: Tensor, n: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ class ExactOT(Transport):
 
     cost: Cost = "sqeuclidean"
     conditions: str | float = "ignore"
+    balanced: ClassVar[bool] = True
 
     def transport(self, cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return exact_plan(cost, a, b)

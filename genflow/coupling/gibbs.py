@@ -7,8 +7,8 @@ ones: :func:`genflow.diagnostics.tilt_report` tells how far they are, and ``corr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,17 +25,16 @@ from genflow.coupling.sides import (
     Side,
     check_strength,
     class_index,
+    class_rows,
     condition_cost,
     couple_within,
     need_conditions,
     pair_rows,
+    row_condition_cost,
     two_sides,
 )
-from genflow.coupling.sinkhorn import sinkhorn_log_plan
+from genflow.coupling.sinkhorn import log_density
 from genflow.coupling.weights import relative_mass, softmax_weight
-
-ITERATIONS, TOLERANCE = 500, 1e-4
-"""Of the potentials of ``correction="sinkhorn"``; at usual temperatures about ten are made."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,16 @@ class Gibbs(Coupling):
         epsilon: temperature, positive; ``None`` lets :meth:`prepare` choose it.
         ess: target effective sample size of the weights, a fraction in (0, 1), for :meth:`prepare`.
         cost: ``"sqeuclidean"``, ``"euclidean"``, or a function ``(x (B, *d), y (B, *d)) -> (B,)``.
-        rule: how :meth:`prepare` chooses epsilon: ``"ess"`` by bisection on a pilot, ``"std"`` by
-            :math:`\mathrm{std}(c)/\sqrt{\log(1/\mathrm{ess})}`.
+        rule: how :meth:`prepare` chooses epsilon: ``"ess"`` by bisection on a pilot of 20,000 pairs
+            (for ``"sinkhorn"`` on the plan of 400 rows, classes lumped together), ``"std"`` by
+            :math:`\mathrm{std}(c)/\sqrt{\log(1/\mathrm{ess})}`, for uncorrected weights.
         correction: ``"none"``, ``"gaussian"`` (squared Euclidean cost alone) or ``"sinkhorn"``.
         covariance: of the Gaussian correction: ``"full"``, ``"diagonal"``, or ``"auto"``, which is full
             for vectors of up to 64 numbers.
         normaliser: what weights are divided by: ``"batch"``, their mean (a ratio, biased towards even
-            weights by about 0.4 / B), or ``"pilot"``, a constant from 100,000 pairs (unbiased).
+            weights by about 0.4 over the rows of the batch, or of the class in the batch), or
+            ``"pilot"``, a constant from 100,000 pairs (unbiased; the choice for many classes), which is
+            1 for ``"sinkhorn"``.
         conditions: ``"ignore"``; ``"within"`` for labels, whose classes then have their own normaliser
             and potentials and keep their frequencies; or, where both sides have conditions, a number,
             the price of a unit of distance between conditions.
@@ -86,7 +88,7 @@ class Gibbs(Coupling):
     covariance: str = "auto"
     normaliser: str = "batch"
     conditions: str | float = "ignore"
-    fitted: Mapping[str, Any] | None = None
+    fitted: Mapping[str, Any] | None = field(default=None, repr=False, hash=False)
 
     def __post_init__(self) -> None:
         if self.epsilon is not None:
@@ -98,6 +100,11 @@ class Gibbs(Coupling):
         one_of(self, ("auto", "full", "diagonal"), covariance=self.covariance)
         one_of(self, ("batch", "pilot"), normaliser=self.normaliser)
         check_strength(self, self.conditions)
+        if self.rule == "std" and self.correction != "none":
+            raise ValueError(
+                f"Gibbs(rule='std', correction={self.correction!r}): the rule is for uncorrected "
+                "weights; use rule='ess'"
+            )
         if self.correction == "gaussian" and self.cost != "sqeuclidean":
             raise ValueError(
                 f"Gibbs(correction='gaussian', cost={self.cost!r}): its potentials are those of "
@@ -117,10 +124,20 @@ class Gibbs(Coupling):
     @property
     def needs_data(self) -> bool:
         """Whether :meth:`prepare` is still to choose something."""
-        lacks = self.correction == "gaussian" or (
-            self.normaliser == "pilot" and self.correction != "sinkhorn"
-        )
-        return self.epsilon is None or (lacks and self.fitted is None)
+        if self.epsilon is None:
+            return True
+        fits = self.correction == "gaussian"
+        fits |= self.normaliser == "pilot" and self.correction != "sinkhorn"
+        if not fits or self.fitted is None:
+            return fits
+        # numbers of the user's own come without a purpose, and are taken as they are
+        return self.fitted.get("purpose", self.purpose(self.epsilon)) != self.purpose(self.epsilon)
+
+    def purpose(self, epsilon: float) -> dict[str, Any]:
+        """What fitted numbers are good for: they are not used once one of these has changed."""
+        names = ("correction", "covariance", "normaliser", "conditions")
+        constant = epsilon if self.normaliser == "pilot" else None
+        return {name: getattr(self, name) for name in names} | {"epsilon": constant}
 
     @torch.no_grad()
     def prepare(
@@ -184,7 +201,7 @@ class Gibbs(Coupling):
             base = mass if base is None else base * mass
         if self.normaliser == "batch":
             return softmax_weight(log_weight, base, index, own)
-        if self.correction != "sinkhorn":  # whose weights are of mean one as they are
+        if self.correction != "sinkhorn":  # whose weights are of mean one over all pairs as they are
             constant = log_weight.new_tensor(self.fitted["log_z"])
             log_weight = log_weight - (constant[0] if index is None else constant[index])
         return log_weight.exp() if base is None else log_weight.exp() * base
@@ -196,7 +213,7 @@ class Gibbs(Coupling):
             return self._potentials(left.x).rows(left.x, right.x, index)
         cost = row_cost(self.cost, left.x, right.x)
         if not isinstance(self.conditions, str):
-            cost = cost + self.conditions * _row_condition_cost(left.cond, right.cond).to(cost)
+            cost = cost + self.conditions * row_condition_cost(left.cond, right.cond).to(cost)
         return -cost / self.epsilon
 
     def log_weights(self, left: Side, right: Side) -> Tensor:
@@ -217,39 +234,49 @@ class Gibbs(Coupling):
         return cost
 
     def _log_density(self, left: Side, right: Side) -> Tensor:
-        """Log-density of the entropic plan over the product of the masses, ``(n, m)``."""
-        tiny = torch.finfo(torch.float64).tiny
-        a, b = (side.share().clamp_min(tiny) for side in (left, right))
-        cost = self._costs(left, right)
-        log_plan, _ = sinkhorn_log_plan(cost, self.epsilon, ITERATIONS, TOLERANCE, a, b)
-        return log_plan - a.log()[:, None] - b.log()
+        return log_density(self._costs(left, right), self.epsilon, left, right)
 
     def _entropic(self, left: Side, right: Side, index: Tensor | None) -> Tensor:
-        """Log-weights of paired rows by the potentials of this batch, in each class by itself."""
+        """Log-weights of paired rows by the potentials of this batch, one set a class."""
         if index is None:
             return self._log_density(left, right).diagonal().to(left.x)
         out = left.x.new_zeros(len(left.x))
         for k in index.unique():
             rows = torch.nonzero(index == k).squeeze(1)
-            out[rows] = self._log_density(left.take(rows), right.take(rows)).diagonal().to(out)
+            theirs = right.take(rows)
+            # a source without classes meets each class as a whole: its potentials use all rows
+            mine = class_rows(self, left, theirs)
+            density = self._log_density(left.take(mine), theirs)
+            place = torch.searchsorted(mine, rows)
+            out[rows] = density[place, torch.arange(len(rows), device=place.device)].to(out)
         return out
 
+    def _kept(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What is made of ``fitted`` once, not at every step."""
+        store = self.__dict__.get("_store")
+        if store is None or store[0] is not self.fitted or store[1] != self.epsilon:
+            store = (self.fitted, self.epsilon, {})
+            object.__setattr__(self, "_store", store)
+        if key not in store[2]:
+            store[2][key] = make()
+        return store[2][key]
+
     def _potentials(self, like: Tensor) -> GaussianPotentials:
-        key = (id(self.fitted), self.epsilon, like.dtype, like.device)
-        kept = self.__dict__.get("_kept", {})
-        if key not in kept:  # lists to tensors once, not at every step
-            kept = {key: GaussianPotentials.of(self.fitted, self.epsilon, like)}
-            object.__setattr__(self, "_kept", kept)
-        return kept[key]
+        return self._kept(
+            (like.dtype, like.device),
+            lambda: GaussianPotentials.of(self.fitted, self.epsilon, like),
+        )
 
     def class_of(self, cond: Tensor) -> Tensor:
         """Number of each row's class: among those that :meth:`prepare` saw, or of this batch."""
         if self.fitted is None or "labels" not in self.fitted:
             return class_index(cond)[1][0]
-        labels = torch.tensor(self.fitted["labels"], device=cond.device)
+        labels = self._kept(
+            cond.device, lambda: torch.tensor(self.fitted["labels"], device=cond.device)
+        )
         equal = (cond.reshape(len(cond), 1, -1) == labels).all(2)
         known = equal.any(1)
-        if cond.device.type == "cpu" and not bool(known.all()):  # elsewhere the look would wait
+        if not bool(known.all()):
             raise ValueError(
                 f"Gibbs: class {cond[~known][0].tolist()} was not among the data that prepare saw"
             )
@@ -266,7 +293,7 @@ class Gibbs(Coupling):
     def _check_conditions(self, left: Side, right: Side) -> None:
         if self.conditions == "ignore":
             return
-        need_conditions(self, self.conditions, right)
+        need_conditions(self, self.conditions, left, right)
         if not isinstance(self.conditions, str) and left.cond is None:
             raise ValueError(
                 f"Gibbs(conditions={self.conditions}) needs the conditions of both sides, "
@@ -278,8 +305,3 @@ class Gibbs(Coupling):
 def _pairs(left: Side, right: Side, generator: torch.Generator | None) -> Pairs:
     i, j = pair_rows(left.x, right.x, generator=generator)
     return i, j, left.x.new_ones(len(i))
-
-
-def _row_condition_cost(left: Tensor, right: Tensor) -> Tensor:
-    left, right = left.reshape(len(left), -1), right.reshape(len(right), -1)
-    return (left != right).sum(1) if not left.is_floating_point() else ((left - right) ** 2).sum(1)

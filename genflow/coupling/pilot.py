@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genflow.coupling.base import effective_sample_size
 from genflow.coupling.potentials import FULL, GaussianPotentials, moments
-from genflow.coupling.sides import Side, class_index
+from genflow.coupling.sides import Side, class_index, class_rows
 from genflow.coupling.weights import (
     cost_spread,
     epsilon_by_deviation,
@@ -49,9 +49,11 @@ def fit(coupling: Gibbs, left: Side, right: Side) -> tuple[float, dict[str, Any]
     if epsilon is None:
         epsilon = _epsilon(coupling, fitted, left, right, index, draw)
     if coupling.normaliser == "pilot" and coupling.correction != "sinkhorn":
-        pairs = _pairs(left, right, index, NORMALISER, draw)
+        pairs = _pairs(coupling, left, right, index, NORMALISER, draw)
         log_weight, of = _log_weights(coupling, fitted, epsilon, left, right, index, pairs)
         fitted["log_z"] = _log_mean_exp(log_weight, of, len(fitted.get("labels", [0])))
+    if fitted:
+        fitted["purpose"] = coupling.purpose(epsilon)
     return epsilon, fitted or None
 
 
@@ -66,7 +68,7 @@ def _moments(coupling: Gibbs, left: Side, right: Side, index: Tensor | None) -> 
         for k in range(int(index.max()) + 1):
             rows = torch.nonzero(index == k).squeeze(1)
             mine = right.take(rows)
-            pairs.append((_same_class(left, mine), mine))
+            pairs.append((left.take(class_rows(coupling, left, mine)), mine))
     found: dict[str, list[Any]] = {name: [] for name in ("mean0", "cov0", "mean1", "cov1")}
     for sides in pairs:
         for k, side in enumerate(sides):
@@ -76,18 +78,8 @@ def _moments(coupling: Gibbs, left: Side, right: Side, index: Tensor | None) -> 
     return found
 
 
-def _same_class(left: Side, mine: Side) -> Side:
-    """Rows of ``left`` in the class of ``mine``: all of them where the source has no conditions."""
-    if left.cond is None:
-        return left
-    same = (left.cond.reshape(len(left.x), -1) == mine.cond[:1].reshape(1, -1)).all(1)
-    if not bool(same.any()):
-        raise ValueError(f"Gibbs: class {mine.cond[0].tolist()} of x1 has no row in x0")
-    return left.take(torch.nonzero(same).squeeze(1))
-
-
 def _pairs(
-    left: Side, right: Side, index: Tensor | None, n: int, draw: torch.Generator
+    coupling: Gibbs, left: Side, right: Side, index: Tensor | None, n: int, draw: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Independent pairs of rows, drawn by their masses; of one class where classes are kept apart."""
     j = _draw(right, n, draw)
@@ -97,9 +89,7 @@ def _pairs(
     for k in range(int(index.max()) + 1):
         mine = torch.nonzero(index[j] == k).squeeze(1)
         if len(mine):
-            label = right.cond[j[mine[0]]]
-            same = (left.cond.reshape(len(left.x), -1) == label.reshape(1, -1)).all(1)
-            rows = torch.nonzero(same).squeeze(1)
+            rows = class_rows(coupling, left, right.take(j[mine[:1]]))
             i[mine] = rows[_draw(left.take(rows), len(mine), draw)]
     return i, j
 
@@ -146,12 +136,12 @@ def _epsilon(
     index: Tensor | None,
     draw: torch.Generator,
 ) -> float:
-    pairs = _pairs(left, right, index, PILOT, draw)
+    pairs = _pairs(coupling, left, right, index, PILOT, draw)
     plain = type(coupling)(1.0, cost=coupling.cost, conditions=coupling.conditions)
     log_weight, of = _log_weights(plain, {}, 1.0, left, right, index, pairs)
     cost = -log_weight
     if coupling.rule == "std":
-        return epsilon_by_deviation(cost, coupling.ess)
+        return epsilon_by_deviation(cost, coupling.ess, of)
     if coupling.correction == "none":
         return epsilon_for(cost, coupling.ess, of)
     spread = cost_spread(cost, coupling.ess)
@@ -184,6 +174,11 @@ def _entropic_epsilon(
 
     # below a tenth of the spread a few hundred points tell nothing of an entropic plan
     low, high = math.log(spread) - 3.5, math.log(spread) + 10
+    if not size(math.exp(low)) < coupling.ess < size(math.exp(high)):
+        raise ValueError(
+            f"Gibbs(ess={coupling.ess}, correction='sinkhorn'): no epsilon above a thirtieth of the "
+            "deviation of the costs gives that; give epsilon, or another ess"
+        )
     while high - low > 1e-2:
         middle = (low + high) / 2
         low, high = (middle, high) if size(math.exp(middle)) < coupling.ess else (low, middle)

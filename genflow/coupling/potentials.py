@@ -30,6 +30,8 @@ FULL = 64
 def moments(x: Tensor, mass: Tensor | None, diagonal: bool) -> tuple[Tensor, Tensor]:
     """Mean ``(d,)`` and covariance, ``(d, d)`` or its diagonal ``(d,)``, of weighted rows; float64."""
     flat = x.flatten(1).double()
+    if not bool(torch.isfinite(flat).all()):
+        raise ValueError("Gibbs: the samples hold values that are not finite (NaN or infinite)")
     share = torch.full_like(flat[:, 0], 1 / len(flat)) if mass is None else mass / mass.sum()
     mean = share @ flat
     centred = flat - mean

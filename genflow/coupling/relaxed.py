@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from genflow.checks import between, non_negative, positive
 from genflow.coupling.cost import Cost
-from genflow.coupling.exact import by_pot, exact_plan
+from genflow.coupling.exact import MAX_ITERATIONS, by_pot, exact_plan
 from genflow.coupling.transport import Transport
 
 ITERATIONS = 1000
@@ -48,7 +47,6 @@ class UnbalancedOT(Transport):
     epsilon: float = 1.0
     cost: Cost = "sqeuclidean"
     conditions: str | float = "ignore"
-    balanced: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +66,11 @@ class UnbalancedOT(Transport):
                 unbalanced.sinkhorn_unbalanced_translation_invariant, cost, a, b, reg=self.epsilon,
                 reg_m=self.penalty, reg_type="kl", numItermax=5 * ITERATIONS,
             )  # fmt: skip
+        if not float(plan.sum()) > TINY:
+            raise ValueError(
+                f"UnbalancedOT(penalty={self.penalty}): all mass was left behind, since every pair "
+                "costs far more than the penalty; raise penalty"
+            )
         if not self._gap(plan, cost, a, b) <= GAP:
             warnings.warn(
                 # no number that changes from batch to batch: Python shows equal texts once
@@ -123,7 +126,6 @@ class PartialOT(Transport):
     mass: float = 0.9
     cost: Cost = "sqeuclidean"
     conditions: str | float = "ignore"
-    balanced: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,4 +136,4 @@ class PartialOT(Transport):
 
         if cost.numel() == 1:  # one pair has nothing to leave out
             return exact_plan(cost, a, b) * self.mass
-        return by_pot(partial.partial_wasserstein, cost, a, b, m=self.mass)
+        return by_pot(partial.partial_wasserstein, cost, a, b, m=self.mass, numItermax=MAX_ITERATIONS)

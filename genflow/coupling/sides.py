@@ -50,7 +50,12 @@ class Side:
 
 
 def some_rows(side: Side, n: int) -> Side:
-    """At most ``n`` rows of a side, a fixed random choice in the order in which they came."""
+    """At most ``n`` rows of a side, a fixed random choice in the order in which they came; rows that
+    count differently are drawn by their masses, with replacement."""
+    if side.mass is not None:
+        draw = torch.Generator().manual_seed(0)
+        rows = torch.multinomial(side.share().cpu(), n, replacement=True, generator=draw)
+        return Side(side.x, None, side.cond).take(rows.sort().values.to(side.x.device))
     if len(side.x) <= n:
         return side
     rows = torch.randperm(len(side.x), generator=torch.Generator().manual_seed(0))[:n]
@@ -148,16 +153,25 @@ def check_strength(owner: object, conditions: str | float) -> None:
         )
 
 
-def need_conditions(owner: object, conditions: str | float, side: Side) -> None:
-    """Refuse to couple by conditions that are absent, or within classes of vectors."""
+def need_conditions(owner: object, conditions: str | float, left: Side, right: Side) -> None:
+    """Refuse to couple by conditions that are absent or do not fit, or within classes of vectors."""
     stated = f"{type(owner).__name__}(conditions={conditions!r})"
-    if side.cond is None:
+    if right.cond is None:
         raise ValueError(f"{stated} needs the conditions of x1: pass cond=")
-    if conditions == "within" and side.cond.is_floating_point():
+    if conditions == "within" and right.cond.is_floating_point():
         raise ValueError(
-            f"{stated} needs integer labels, got {side.cond.dtype}; for vectors give a number, the "
+            f"{stated} needs integer labels, got {right.cond.dtype}; for vectors give a number, the "
             "price of a unit of distance between conditions"
         )
+    if left.cond is not None:
+        one, other = (_kind(side.cond) for side in (left, right))
+        if one != other:
+            raise ValueError(f"{stated}: conditions of x0 are {one} a row but those of x1 {other}")
+
+
+def _kind(cond: Tensor) -> str:
+    numbers = cond[:1].numel() if len(cond) else 0
+    return f"{numbers} {'number(s)' if cond.is_floating_point() else 'label(s)'}"
 
 
 def condition_cost(left: Tensor, right: Tensor) -> Tensor:
@@ -167,6 +181,30 @@ def condition_cost(left: Tensor, right: Tensor) -> Tensor:
     if not left.is_floating_point():
         return (left[:, None] != right).sum(2).double()
     return torch.cdist(left.double(), right.double()) ** 2
+
+
+def row_condition_cost(left: Tensor, right: Tensor) -> Tensor:
+    """The same for row ``i`` of both: ``(n,)``."""
+    left, right = left.reshape(len(left), -1), right.reshape(len(right), -1)
+    if not left.is_floating_point():
+        return (left != right).sum(1)
+    return ((left - right) ** 2).sum(1)
+
+
+def class_rows(owner: object, left: Side, right: Side) -> Tensor:
+    """Rows of the source that meet the one class of ``right``: all, unless it has classes of its own.
+
+    Raises:
+        ValueError: if it has no row in that class.
+    """
+    if left.cond is None:
+        return torch.arange(len(left.x), device=left.x.device)
+    same = (left.cond.reshape(len(left.x), -1) == right.cond[:1].reshape(1, -1)).all(1)
+    if not bool(same.any()):
+        raise ValueError(
+            f"{type(owner).__name__}: class {right.cond[0].tolist()} of x1 has no row in x0"
+        )
+    return torch.nonzero(same).squeeze(1)
 
 
 def class_index(*conds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

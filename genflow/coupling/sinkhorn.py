@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from genflow.checks import count, positive
 from genflow.coupling.cost import Cost
+from genflow.coupling.sides import Side
 from genflow.coupling.transport import Transport
 
+ITERATIONS, TOLERANCE = 500, 1e-4
+"""Of :func:`log_density`; at usual temperatures about ten are made."""
 BURST = 20
 """Cheap multiplicative updates between two exact updates in the log domain."""
 
@@ -94,6 +98,15 @@ def _warm_start(
     return (f, g, done) if rung <= epsilon else (f * (rung / epsilon), g * (rung / epsilon), done)
 
 
+def log_density(cost: Tensor, epsilon: float, left: Side, right: Side) -> Tensor:
+    """Log-density of the entropic plan over the product of the masses, ``(n, m)``: what weights of
+    independent pairs are when both sides keep their masses."""
+    tiny = torch.finfo(torch.float64).tiny
+    a, b = (side.share().clamp_min(tiny) for side in (left, right))
+    log_plan, _ = sinkhorn_log_plan(cost, epsilon, ITERATIONS, TOLERANCE, a, b)
+    return log_plan - a.log()[:, None] - b.log()
+
+
 @dataclass(frozen=True)
 class Sinkhorn(Transport):
     r"""Pairs of the entropic plan :math:`\min_P \langle c, P\rangle + \varepsilon KL(P|ab)`.
@@ -117,6 +130,7 @@ class Sinkhorn(Transport):
     max_iterations: int = 2000
     tolerance: float = 1e-3
     conditions: str | float = "ignore"
+    balanced: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,19 +29,23 @@ class Transport(Coupling):
 
     Every row of the larger batch is kept and draws its partner from the plan.
 
-    How conditions are heeded: where the source has none of its own (the usual case), each row of
-    ``x0`` first takes the condition of a row of ``x1`` at random; the plan is then sought with
-    ``conditions="within"`` inside each class alone, so that the law of ``x0`` is the same given every
-    class, with a number at that price for a unit of distance between conditions (number of labels that
-    differ, squared Euclidean distance of vectors), so that it is nearly so where the price is far
-    above the cost. A plan that ignores conditions ties the source to them, and a sampler that draws
-    the source freely then meets pairs that were never learnt (Cheng & Schwing 2025). Where both sides
-    have conditions, a class has as many pairs as it has rows on its larger side.
+    How ``conditions`` are heeded:
+
+    - ``"ignore"``: a plan between whole batches. It ties the source to the condition, and a sampler
+      that draws the source freely then meets pairs that were never learnt (Cheng & Schwing 2025).
+    - ``"within"``: a plan inside each class alone.
+    - a number: the price of a unit of distance between conditions (number of labels that differ,
+      squared Euclidean distance of vectors), added to the cost.
+
+    Where the source has no conditions of its own (the usual case), each row of ``x0`` first takes that
+    of a row of ``x1`` at random: the law of ``x0`` is then the same given every class with
+    ``"within"``, and nearly so where the price is far above the cost. Where both sides have conditions,
+    a class has as many pairs as it has rows on its larger side.
     """
 
     cost: Cost
     conditions: str | float
-    balanced: ClassVar[bool] = True
+    balanced: ClassVar[bool] = False
     """Whether the plan has the given masses on both sides."""
 
     def __post_init__(self) -> None:
@@ -87,7 +91,7 @@ class Transport(Coupling):
         if self.conditions == "ignore":
             i, j, weight = self._couple(left, right, fewer, generator)
             return Plan((i, j), weight, even=self.balanced and weights is None)
-        need_conditions(self, self.conditions, right)
+        need_conditions(self, self.conditions, left, right)
         rows = None
         if left.cond is None:
             rows = pair_rows(*xs, generator=generator)

@@ -118,9 +118,13 @@ def epsilon_for(cost: Tensor, ess: float, index: Tensor | None = None) -> float:
     return epsilon_by_size(size, spread, ess)
 
 
-def epsilon_by_deviation(cost: Tensor, ess: float) -> float:
+def epsilon_by_deviation(cost: Tensor, ess: float, index: Tensor | None = None) -> float:
     r"""The rule :math:`\varepsilon = \mathrm{std}(c) / \sqrt{\log(1/\mathrm{ESS})}`.
 
-    Exact where costs are normally distributed, as in high dimensions; needs no search.
+    Exact where costs are normally distributed, as in high dimensions; needs no search. With ``index``
+    the deviation is that within classes.
     """
+    if index is not None:
+        sums = cost.new_zeros(int(index.max()) + 1).index_add(0, index, cost)
+        cost = cost - (sums / index.bincount().clamp_min(1))[index]
     return cost_spread(cost, ess) / math.sqrt(math.log(1 / ess))

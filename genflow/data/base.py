@@ -51,8 +51,10 @@ class Table:
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """``n`` numbers of rows within the split, drawn in proportion to their weights."""
-        weight = self.weight[self.rows]
-        return torch.multinomial(weight, n, replacement=True, generator=generator)
+        if "_law" not in self.__dict__:  # made once: a draw costs a search, however long the table
+            object.__setattr__(self, "_law", self.weight[self.rows].double().cumsum(0))
+        u = torch.rand(n, generator=generator, dtype=torch.float64) * self._law[-1]
+        return torch.searchsorted(self._law, u, right=True).clamp_max(len(self) - 1)
 
     def __len__(self) -> int:
         return len(self.rows)

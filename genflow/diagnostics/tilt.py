@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from genflow.diagnostics.masses import masses_of
 
 LARGE = 0.05
 """Nats of tilt from which a report says so: about 0.16 of total variation, by Pinsker's inequality."""
-ROUND = 1e-12
+ROUND = 1e-6
 """Numbers below this are rounding, and shown as zero."""
 CLASSES = 64
 """Most classes that are looked at one by one."""
@@ -82,6 +83,7 @@ def tilt_report(
     x0: Tensor,
     x1: Tensor,
     cond: Conditions | None = None,
+    weights: Sequence[Tensor | None] | None = None,
     rows: int = 2048,
     generator: torch.Generator | None = None,
 ) -> TiltReport:
@@ -90,32 +92,33 @@ def tilt_report(
     >>> tilt_report(Gibbs(ess=0.5).prepare(x0, x1), x0, x1).note  # doctest: +SKIP
 
     For :class:`Gibbs` all pairs of the rows enter, in log space; plans of balanced transport and
-    independent pairs leave the laws as they are; other couplings are called some times.
+    independent pairs leave the laws as they are; other couplings are called some times, and the noise
+    of that is taken off the KL (not off the total variation).
 
     Args:
         coupling: what to look at, prepared.
         x0, x1: samples of both sides, ``(n, *d)``; at least 512 for a KL within a few per cent.
         cond: their conditions, as in a call of the coupling.
+        weights: how much each row counts, ``(n,)`` or ``None`` for each side.
         rows: how many of each side are used at most, a random choice.
         generator: where couplings draw from.
 
     Raises:
         TypeError, ValueError: as the coupling raises.
     """
-    left, right = two_sides(coupling, (x0, x1), cond, None)
+    left, right = two_sides(coupling, (x0, x1), cond, weights)
     left, right = (some_rows(side, rows) for side in (left, right))
-    index = _classes(right)
-    masses = masses_of(coupling, left, right, index, generator)
+    masses = masses_of(coupling, left, right, _classes(right), generator)
     numbers: dict[str, float | None] = {"ess": masses.ess}
-    numbers["kl_tilt_x0"], numbers["tv_tilt_x0"] = masses.left_tilt()
-    numbers["kl_tilt_x1"], numbers["tv_tilt_x1"] = masses.right_tilt()
     for k, (side, mass) in enumerate(((left, masses.left), (right, masses.right))):
+        numbers[f"kl_tilt_x{k}"], numbers[f"tv_tilt_x{k}"] = masses.tilts[k]
         shift, std = _moments(side.x, mass)
         numbers[f"mean_shift_x{k}"], numbers[f"std_shift_x{k}"] = shift, std
-    shifts = [_moments(left.x, r)[0] ** 2 for r in masses.given] if len(masses.share) > 1 else []
-    square = sum(float(s) * v for s, v in zip(masses.share, shifts))
-    numbers["class_shift_x0"] = math.sqrt(square) if shifts else None
-    numbers["class_shift_chance"] = math.sqrt(len(shifts) / len(left.x)) if shifts else None
+    several = masses.given is not None and len(masses.given) > 1
+    shifts = [_moments(left.x, r)[0] ** 2 for r in masses.given] if several else []
+    square = sum(float(s) * v for s, v in zip(masses.share, shifts)) if several else 0.0
+    numbers["class_shift_x0"] = math.sqrt(square) if several else None
+    numbers["class_shift_chance"] = math.sqrt(len(shifts) / len(left.x)) if several else None
     numbers = {k: 0.0 if v is not None and abs(v) < ROUND else v for k, v in numbers.items()}
     sides = {"mass0": masses.left, "mass1": masses.right, "x0": left.x, "x1": right.x}
     report = TiltReport(**numbers, note=None, **sides)
@@ -153,10 +156,12 @@ def _note(report: TiltReport, coupling: Coupling, left: Side, right: Side) -> st
         )
     chance = report.class_shift_chance
     if chance is not None and report.class_shift_x0 > max(0.1, 3 * chance):
+        known = getattr(coupling, "conditions", "within") != "within"
+        cure = "; coupling.conditions=within mends it" if known else ""
         return (
             "the pairs tie the source to the condition: the mean of x0 given a class moves by "
             f"{report.class_shift_x0:.2f} standard deviations ({chance:.2f} by chance), though samples "
-            "start anywhere; coupling.conditions=within mends it"
+            f"start anywhere{cure}"
         )
     if report.worst > LARGE and isinstance(coupling, Transport) and not coupling.balanced:
         return (
@@ -177,7 +182,7 @@ def _remedy(report: TiltReport, coupling: Gibbs, left: Side, right: Side) -> str
         cond = None if right.cond is None else (left.cond, right.cond)
         mended.prepare(left.x, right.x, cond=cond)
         masses = masses_of(mended, left, right, _classes(right))
-        rest = max(masses.left_tilt()[0], masses.right_tilt()[0])
+        rest = max(kl for kl, _ in masses.tilts)
         if rest <= LARGE:
             return f"{stated}coupling.correction=gaussian mends it ({rest:.2g} left at this epsilon)"
     if coupling.correction == "sinkhorn" and not labels:

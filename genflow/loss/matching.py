@@ -6,8 +6,10 @@ weighted CFM, SB-CFM and bridge matching are five choices of parts.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,11 +95,29 @@ class Matching(Loss):
         known = isinstance(self.target, (Denoised, Noise, Score, Mapping))
         return not known and (sigma == 0 or not isinstance(self.target, Velocity))
 
-    def prepare(self, *xs: Tensor, cond: Tensor | None = None) -> Matching:
+    def prepare(
+        self,
+        *xs: Tensor,
+        cond: Conditions | None = None,
+        weights: Sequence[Tensor | None] | None = None,
+    ) -> Matching:
         for part in (self.interpolant, self.coupling, self.time):
             if hasattr(part, "prepare"):
-                part.prepare(*xs, cond=cond)
+                given = self._weights(weights) if part is self.coupling else {}
+                part.prepare(*xs, cond=cond, **given)
         return self
+
+    def _weights(self, weights: Sequence[Tensor | None] | None) -> dict[str, Any]:
+        """The argument for the coupling, where there are weights; a coupling may not know them."""
+        if weights is None:
+            return {}
+        known = inspect.signature(type(self.coupling).__call__).parameters.values()
+        if not any(p.name == "weights" or p.kind is p.VAR_KEYWORD for p in known):
+            raise ValueError(
+                f"Matching: weights were given but {type(self.coupling).__name__} takes none; let its "
+                "__call__ accept weights="
+            )
+        return {"weights": weights}
 
     def draw(
         self,
@@ -117,8 +137,12 @@ class Matching(Loss):
         """
         check_marginals("Matching", *xs)
         own = side_conditions("Matching", xs, cond)[-1]
-        given = {} if weights is None else {"weights": weights}
-        plan = self.coupling(*xs, cond=cond, generator=generator, **given)
+        given = self._weights(weights)
+        if torch.is_autocast_enabled(xs[0].device.type):  # costs and weights need their full precision
+            with torch.autocast(xs[0].device.type, enabled=False):
+                plan = self.coupling(*xs, cond=cond, generator=generator, **given)
+        else:
+            plan = self.coupling(*xs, cond=cond, generator=generator, **given)
         coupled = plan.gather(*xs)
         t, time_weight = self.time(coupled[-1], generator)
         sample = self.interpolant.sample(t, *coupled, generator=generator)

@@ -31,7 +31,7 @@ class Tilt(nn.Module):
             ``None`` (filled by :meth:`prepare`).
         labels: conditions of the points, or their shape; each class then has its own tilt.
         candidates: draws of the source for each start.
-        size: rows kept by :meth:`prepare`.
+        size: rows kept by :meth:`prepare`, of each class where there are labels.
 
     Raises:
         TypeError, ValueError: for another coupling, or one whose correction leaves nothing to tilt.
@@ -53,6 +53,11 @@ class Tilt(nn.Module):
                 f"Tilt: Gibbs(correction={coupling.correction!r}) leaves the source where it is; use "
                 "tilt=none"
             )
+        if not isinstance(coupling.conditions, str):
+            raise ValueError(
+                f"Tilt: Gibbs(conditions={coupling.conditions}) needs conditions of the source, which "
+                "a model draws without; use conditions='within' or 'ignore'"
+            )
         count(self, candidates=candidates, size=size)
         self.coupling, self.candidates, self.size = coupling, candidates, size
         shape = points is not None and not isinstance(points, Tensor)
@@ -67,14 +72,24 @@ class Tilt(nn.Module):
 
         Args:
             xs: ``x0`` and ``x1`` in the model's space.
-            cond: conditions of ``x1``; integer labels are kept.
+            cond: integer labels of ``x1``, which are kept.
+
+        Raises:
+            ValueError: for conditions that are no labels.
         """
+        if cond is not None and (not isinstance(cond, Tensor) or cond.is_floating_point()):
+            raise ValueError("Tilt knows integer labels of x1, not vectors or conditions of both sides")
         self.coupling.prepare(*xs, cond=cond)
         if self.points is None:
-            kept = some_rows(Side(xs[-1], None, cond), self.size)
-            self.points = kept.x.detach().clone()
-            if cond is not None and not cond.is_floating_point():
-                self.labels = kept.cond.detach().clone()
+            side = Side(xs[-1], None, cond)
+            parts = [side]
+            if cond is not None:
+                index = class_index(cond)[1][0]
+                parts = [side.take(torch.nonzero(index == k).squeeze(1)) for k in index.unique()]
+            parts = [some_rows(part, self.size) for part in parts]
+            self.points = torch.cat([part.x for part in parts]).detach().clone()
+            if cond is not None:
+                self.labels = torch.cat([part.cond for part in parts]).detach().clone()
         return self
 
     @torch.no_grad()
@@ -120,9 +135,16 @@ class Tilt(nn.Module):
             cond: conditions, one a start.
             generator: where the choice is drawn from.
         """
-        x = draw(n * self.candidates)
-        each = None if cond is None else cond.repeat_interleave(self.candidates, 0)
-        mass = torch.softmax(self.log_mass(x, each).reshape(n, self.candidates), 1)
-        mass = mass.to(draw_device(generator, mass.device))
-        choice = torch.multinomial(mass, 1, generator=generator).squeeze(1).to(x.device)
-        return x[torch.arange(n, device=x.device) * self.candidates + choice]
+        if self.points is None:
+            raise ValueError("Tilt has no points yet: call tilt.prepare(x0, x1) with training samples")
+        numbers = self.candidates * max(len(self.points), self.points[0].numel())
+        parts = []
+        for rows in torch.arange(n).split(max(1, PAIRS // numbers)):  # candidates of images are many
+            x = draw(len(rows) * self.candidates)
+            some = None if cond is None else cond[rows.to(cond.device)]
+            some = None if some is None else some.repeat_interleave(self.candidates, 0)
+            mass = torch.softmax(self.log_mass(x, some).reshape(len(rows), self.candidates), 1)
+            mass = mass.to(draw_device(generator, mass.device))
+            choice = torch.multinomial(mass, 1, generator=generator).squeeze(1).to(x.device)
+            parts.append(x[torch.arange(len(rows), device=x.device) * self.candidates + choice])
+        return torch.cat(parts)

@@ -25,6 +25,10 @@ class Time(ABC):
 
     even: bool = False
 
+    def __init_subclass__(cls) -> None:
+        if "__call__" in vars(cls) and "even" not in vars(cls):  # other weights than its parent's
+            cls.even = False
+
     @abstractmethod
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw ``t (B,)`` in the dtype and on the device of ``x (B, *d)``, with weights ``(B,)``."""

@@ -56,7 +56,7 @@ def _close(word: str, allowed: Iterable[str]) -> str:
     allowed = sorted(allowed)
     near = difflib.get_close_matches(word, allowed, 1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
-    return f"{hint}; allowed: {', '.join(allowed)}"
+    return f"{hint}; allowed: {', '.join(allowed) or 'none'}"
 
 
 def _missing_option(error: MissingConfigException) -> str:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from genflow.coupling import Gibbs
 from genflow.data import Batch
+from genflow.diagnostics import TiltReport
 from genflow.distance import Distance
 from genflow.loss import Loss
 from genflow.model import Model
@@ -74,6 +76,7 @@ class Training(L.LightningModule):
         self.automatic_optimization = optimizer is not None
         self._loss_before = spec(loss)
         self._draw: torch.Generator | None = None
+        self._tilt: tuple[Any, TiltReport | None] | None = None
         self._random_state: dict[str, Any] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -89,7 +92,24 @@ class Training(L.LightningModule):
         check_marginals("Training", *xs)
         self.model.prepare(*xs, cond=cond)
         self.loss.prepare(*self.model.encode(*xs), cond=cond)
+        self._follow()
         return self
+
+    def _follow(self) -> None:
+        """A start from the tilted source is that of the very weights of the loss."""
+        tilt, coupling = getattr(self.model, "tilt", None), getattr(self.loss, "coupling", None)
+        if tilt is not None and isinstance(coupling, Gibbs):
+            tilt.coupling = coupling
+
+    def tilt_on(self, batch: Batch) -> TiltReport | None:
+        """How the loss's coupling bends the laws of the batch, in the model's space; the last answer is
+        kept for whoever asks again."""
+        key = (self.batches_seen, len(batch.xs[-1]))
+        if self._tilt is None or self._tilt[0] != key:
+            draw = stream(self.seed, "tilt", device=self.device)
+            xs = self.model.encode(*batch.xs)
+            self._tilt = (key, self.loss.tilt(*xs, cond=batch.cond, generator=draw))
+        return self._tilt[1]
 
     def rehearse(self, batch: Batch) -> None:
         """One loss and one sample, so that parts that do not fit are told before training.
@@ -215,6 +235,7 @@ class Training(L.LightningModule):
         self._random_state = checkpoint.get("random_state")
         if "loss" in checkpoint:
             fill(self.loss, self._loss_before, checkpoint["loss"])
+            self._follow()
 
     def on_train_start(self) -> None:
         self.started = True

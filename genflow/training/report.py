@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genflow.checks import count
 from genflow.data import Batch
-from genflow.diagnostics import TiltReport, class_accuracy, energy_excess, path_report
+from genflow.diagnostics import class_accuracy, energy_excess, path_report
 from genflow.distance import BuresWasserstein, Wasserstein
 from genflow.seeds import stream
 from genflow.solver import Euler
@@ -52,7 +52,6 @@ class Report(L.Callback):
         count(self, 2, n=n)
         self.folder, self.n = folder, n
         self.metrics: dict[str, Any] = {}
-        self.tilt: TiltReport | None = None
         self._seconds, self._started = 0.0, None
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,12 +119,16 @@ class Report(L.Callback):
         }
 
     def _tilt(self, pl_module: Training, train: Batch) -> dict[str, Any]:
-        draw = stream(pl_module.seed, "tilt", device=pl_module.device)
-        xs = pl_module.model.encode(*train.xs)
-        self.tilt = pl_module.loss.tilt(*xs, cond=train.cond, generator=draw)
-        if self.tilt is None:
+        try:
+            found = pl_module.tilt_on(train)
+        except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:
+            return {"note": f"how the coupling bends the data is not known: {error}"}
+        if found is None:
             return {}
-        return {k: v for k, v in self.tilt.numbers().items() if k != "ess"}
+        numbers = {k: v for k, v in found.numbers().items() if k != "ess"}
+        if numbers["note"] and getattr(pl_module.model, "tilt", None) is not None:
+            numbers["note"] += " (with tilt=none: samples start from the tilted source as it is)"
+        return numbers
 
 
 def _distances(training: Training, test: Batch, known: Batch) -> dict[str, Any]:
