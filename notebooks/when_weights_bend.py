@@ -82,7 +82,9 @@ for name, (a, b) in pairs.items():
 cures = {c: Gibbs(ess=0.5, correction=c).prepare(x0, x1) for c in ("none", "gaussian", "sinkhorn")}
 for name, coupling in cures.items():
     r = tilt_report(coupling, x0, x1)
-    print(f"{name:<9} ess {r.ess:.2f}   KL at x1 {r.kl_tilt_x1:.4f}   spread of x1 {r.std_shift_x1:+.1%}")
+    print(
+        f"{name:<9} ess {r.ess:.2f}   KL at x1 {r.kl_tilt_x1:.4f}   spread of x1 {r.std_shift_x1:+.1%}"
+    )
 
 
 # %%
@@ -140,11 +142,13 @@ print(f"KL(tilted | given): {r.kl_tilt_x0:.2f} nats at x0, {r.kl_tilt_x1:.2f} at
 model = Generator(noise, train(Matching(coupling=apart), noise, cloud), Heun(30)).eval()
 tilted = r.x1[torch.multinomial(r.mass1, 2000, replacement=True, generator=draw)]
 from_source = model.sample(2000, generator=draw)
-model.tilt = Tilt(apart).prepare(a, b)
+model.tilt = Tilt(apart).prepare(*model.encode(a, b))
 from_tilted = model.sample(2000, generator=draw)
 for name, samples in (("source", from_source), ("tilted source", from_tilted)):
     to_tilted, to_data = (Wasserstein()(samples, y) for y in (tilted, cloud.sample(2000, draw)))
-    print(f"started from the {name:<14} W2 to the tilted data {to_tilted:.2f}, to the data {to_data:.2f}")
+    print(
+        f"started from the {name:<14} W2 to the tilted data {to_tilted:.2f}, to the data {to_data:.2f}"
+    )
 
 # %% [markdown]
 # ## Conditions: when optimal transport bends
@@ -164,5 +168,7 @@ for conditions in ("ignore", "within"):
     samples = model.sample(cond=wanted, generator=draw)
     found = class_accuracy((x1, labels), (fresh, wanted), (samples, wanted))
     print(f"conditions={conditions!r}: {found.samples:.1%} of the samples in the class asked for")
-    print(f"  shift of the source given the class {r.class_shift_x0:.2f}, by chance {r.class_shift_chance:.2f}")
+    print(
+        f"  shift of the source given the class {r.class_shift_x0:.2f}, by chance {r.class_shift_chance:.2f}"
+    )
     print(f"  note: {r.note}")

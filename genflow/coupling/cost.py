@@ -29,8 +29,10 @@ def check_cost(owner: object, cost: Cost) -> None:
 def row_cost(cost: Cost, x: Tensor, y: Tensor) -> Tensor:
     """Cost of row ``i`` of ``x`` with row ``i`` of ``y``: ``(B,)``."""
     if callable(cost):
-        return _checked(cost(x, y), len(x))
-    square = sum_event((x - y) ** 2)
+        with torch.no_grad():  # the function may hold parameters
+            return _checked(cost(x, y), len(x))
+    gap = x - y
+    square = sum_event(gap.mul_(gap)) if not gap.requires_grad else sum_event(gap * gap)
     return square if cost == "sqeuclidean" else square.sqrt()
 
 

@@ -164,7 +164,6 @@ class Gibbs(Coupling):
             object.__setattr__(self, "fitted", fitted)
         return self
 
-    @torch.no_grad()
     def __call__(
         self,
         *xs: Tensor,
@@ -172,6 +171,8 @@ class Gibbs(Coupling):
         weights: Sequence[Tensor | None] | None = None,
         generator: torch.Generator | None = None,
     ) -> Plan:
+        # weights have no gradient; this is cheaper than no_grad
+        xs = tuple(x.detach() if getattr(x, "requires_grad", False) else x for x in xs)
         left, right = two_sides(self, xs, cond, weights)
         self._check_conditions(left, right)
         self._check_ready()
@@ -214,7 +215,7 @@ class Gibbs(Coupling):
         cost = row_cost(self.cost, left.x, right.x)
         if not isinstance(self.conditions, str):
             cost = cost + self.conditions * row_condition_cost(left.cond, right.cond).to(cost)
-        return -cost / self.epsilon
+        return cost * (-1 / self.epsilon)
 
     def log_weights(self, left: Side, right: Side) -> Tensor:
         """Logarithms of the weights of all pairs of rows, ``(n, m)``, up to a constant; with

@@ -130,6 +130,8 @@ def side_masses(
 def pair_rows(*xs: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
     """Rows as they come; a smaller batch is repeated in random order, each row equally often."""
     size = max(len(x) for x in xs)
+    if all(len(x) == size and x.device == xs[0].device for x in xs):
+        return (torch.arange(size, device=xs[0].device),) * len(xs)
     indices = []
     for x in xs:
         if len(x) == size:

@@ -28,7 +28,7 @@ def softmax_weight(
         goal: ``(B,)``, whose sum over a class is its share; ones if absent.
     """
     if index is None and base is None:
-        return len(log_weight) * torch.softmax(log_weight, 0)
+        return torch.softmax(log_weight, 0).mul_(len(log_weight))
     if base is not None:  # a row that counts for nothing must not be the one that others are scaled by
         log_weight = log_weight.masked_fill(base <= 0, -math.inf)
     if index is None:
