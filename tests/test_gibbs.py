@@ -9,11 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genflow.coupling import Gibbs, effective_sample_size
-from genflow.coupling.weights import epsilon_for, gibbs_weight
+from genflow.coupling.weights import epsilon_for, softmax_weight
 from genflow.interpolant import Linear
 
 EPSILON = 3.0
 N = 200_000
+
+
+def gibbs_weight(cost, epsilon):
+    return softmax_weight(-cost / epsilon)
 
 
 def squares(x, y):

@@ -295,3 +295,11 @@ def test_a_learner_without_the_right_heads_is_refused(learner):
 def test_an_unprepared_coupling_is_refused():
     with pytest.raises(ValueError, match="loss.prepare"):
         Matching(coupling=Gibbs())(simple, *batches())
+
+
+@pytest.mark.parametrize(
+    "coupling", [Independent(), Gibbs(1.0), ExactOT()], ids=lambda c: type(c).__name__
+)
+def test_a_first_marginal_that_is_no_tensor_is_refused(coupling):
+    with pytest.raises(TypeError, match="x0 must be a floating-point tensor, got list"):
+        Matching(coupling=coupling).draw([[0.0, 0.0]], torch.zeros(1, 2))

@@ -54,11 +54,6 @@ def relative_mass(mass: Tensor, index: Tensor | None) -> Tensor:
     return mass * torch.where(sums > 0, index.bincount() / sums, 0.0)[index]
 
 
-def gibbs_weight(cost: Tensor, epsilon: float) -> Tensor:
-    """``B softmax(-cost / epsilon)``: weights of mean one that neither under- nor overflow."""
-    return softmax_weight(-cost / epsilon)
-
-
 def epsilon_by_size(size: Callable[[float], float], scale: float, ess: float) -> float:
     r"""The temperature at which the effective sample size ``size(epsilon)`` is ``ess``.
 

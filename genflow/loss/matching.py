@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,10 +150,10 @@ class Matching(Loss):
             check_marginals("Matching", *xs)
             own = side_conditions("Matching", xs, cond)[-1]
         given = self._weights(weights)
-        if torch.is_autocast_enabled(xs[0].device.type):  # costs and weights need their full precision
-            with torch.autocast(xs[0].device.type, enabled=False):
-                plan = self.coupling(*xs, cond=cond, generator=generator, **given)
-        else:
+        # costs and weights need their full precision; whatever is no tensor the coupling refuses
+        kind = xs[0].device.type if xs and isinstance(xs[0], Tensor) else "cpu"
+        lowered = torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False) if lowered else nullcontext():
             plan = self.coupling(*xs, cond=cond, generator=generator, **given)
         coupled = plan.gather(*xs)
         t, time_weight = self.time(coupled[-1], generator)
