@@ -38,7 +38,12 @@ class Plan:
 
 
 class Coupling(ABC):
-    """A way to couple batches. Batches may have unequal sizes."""
+    """A way to couple batches. Batches may have unequal sizes.
+
+    ``independent`` says that rows stay as they come, neither paired anew nor weighted.
+    """
+
+    independent: bool = False
 
     @abstractmethod
     def __call__(

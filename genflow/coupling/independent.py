@@ -20,6 +20,8 @@ class Independent(Coupling):
     Batches that are *paired* (row ``i`` of ``x0`` belongs to row ``i`` of ``x1``) stay paired.
     """
 
+    independent = True
+
     def __call__(
         self,
         *xs: Tensor,

@@ -7,7 +7,7 @@ all in closed form (Albergo, Boffi & Vanden-Eijnden 2023).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -74,6 +74,20 @@ class PathSample:
             )
         return -self.noise / width_floor(self.gamma)
 
+    @property
+    def reflected(self) -> PathSample:
+        """The antithetic draw: the same times and endpoints, the opposite noise.
+
+        Raises:
+            ValueError: on a path of zero width, which has no noise to turn round.
+        """
+        if not self.stochastic:
+            raise ValueError(
+                "a path of zero width has no noise, and so no antithetic draw: use antithetic=False or "
+                "an interpolant with a gamma"
+            )
+        return replace(self, x=self.x - 2 * self.gamma * self.noise, noise=-self.noise)
+
 
 def width_floor(gamma: Tensor) -> Tensor:
     """``gamma`` with its zeros, at the ends of a path, replaced so that a division stays finite."""
@@ -81,9 +95,14 @@ def width_floor(gamma: Tensor) -> Tensor:
 
 
 class Interpolant(ABC):
-    """A random path between endpoints. ``stochastic`` says whether it has a width."""
+    """A random path between endpoints.
+
+    ``stochastic`` says whether it has a width; ``independent`` that it is right for independent pairs
+    alone.
+    """
 
     stochastic: bool
+    independent: bool = False
 
     @abstractmethod
     def sample(

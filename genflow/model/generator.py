@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from genflow.model.base import Model
+from genflow.model.likelihood import Likelihood
 from genflow.model.tilt import Tilt
-from genflow.process import Process
+from genflow.process import Epsilon, Process
 from genflow.solver import Solution, Solver
 from genflow.source import Source
 from genflow.transform import Transform
 
 
-class Generator(Model):
+class Generator(Likelihood):
     """Draws the source and runs the process with the solver.
 
     Users speak data units; the transform is applied inside. A latent source (``Gaussian``) is noise
@@ -73,7 +73,7 @@ class Generator(Model):
         cond: Tensor | None = None,
         steps: int | None = None,
         times: Tensor | Sequence[float] | None = None,
-        epsilon: float | Callable[[Tensor], Tensor] | None = None,
+        epsilon: Epsilon | None = None,
         solver: Solver | None = None,
         generator: torch.Generator | None = None,
         trajectory: bool = False,
@@ -90,7 +90,9 @@ class Generator(Model):
             cond: conditions, one a row.
             steps: number of solver steps (of kept points, for ``Adaptive``).
             times: a grid of times instead of ``steps``.
-            epsilon: stochasticity, for processes that leave it open (stochastic interpolants).
+            epsilon: how much noise, for processes that leave it open (stochastic interpolants): a
+                number, ``"gamma"``, ``"gamma_squared"`` or a function of times ``(B,)``; 0 is the ODE.
+                A model whose solver is for ODEs takes ``StochasticHeun`` with as many steps.
             solver: another solver than the model's own.
             generator: where all draws come from.
             trajectory: return the states on the whole grid, all of them in data units.
@@ -122,7 +124,7 @@ class Generator(Model):
         cond: Tensor | None = None,
         steps: int | None = None,
         times: Tensor | Sequence[float] | None = None,
-        epsilon: float | Callable[[Tensor], Tensor] | None = None,
+        epsilon: Epsilon | None = None,
         solver: Solver | None = None,
         generator: torch.Generator | None = None,
         trajectory: bool = False,
@@ -135,13 +137,11 @@ class Generator(Model):
         Returns:
             A ``Solution`` in data units; ``nfe`` is that of the costliest batch.
         """
-        if epsilon is not None:
-            raise ValueError(
-                f"epsilon chooses the noise of a stochastic interpolant; {_name(self.process)} "
-                "has its own: leave epsilon out"
-            )
-        solver = self._solver(solver, steps, times)
-        grid = solver.grid(self.process, times, reverse)
+        process = self._process(epsilon)
+        solver = self._solver(solver, steps, times, process)
+        grid = solver.grid(process, times, reverse)
+        if callable(epsilon):
+            process = self._process(epsilon, torch.cat([grid, (grid[1:] + grid[:-1]) / 2]))
         if reverse != bool(grid[0] > grid[-1]):
             raise ValueError("times must fall with reverse=True, and rise without")
         n = self._size(n, x0, cond, reverse)
@@ -151,29 +151,80 @@ class Generator(Model):
         for rows in self._batches(n, batch_size, progress):
             chunk = cond if cond is None else cond[rows]
             bar = progress and batch_size is None
-            parts.append(
-                solver.solve(self.process, start[rows], grid, chunk, generator, trajectory, bar)
-            )
+            parts.append(solver.solve(process, start[rows], grid, chunk, generator, trajectory, bar))
         return self._join(parts, reverse)
 
-    def log_prob(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Log-density of data, ``(n, *d) -> (n,)``, where the process has one.
+    @torch.no_grad()
+    def edit(
+        self,
+        x: Tensor,
+        t: float,
+        *,
+        cond: Tensor | None = None,
+        steps: int | None = None,
+        epsilon: Epsilon | None = None,
+        solver: Solver | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Go back from data to time ``t`` and forward again: variations of ``x``, the freer the smaller
+        ``t`` (Meng et al. 2022, "SDEdit").
+
+        The way back adds noise as the interpolant does, with fresh draws of the source.
+
+        Args:
+            x: data ``(n, *d)``; with ``cond`` they become samples of another condition.
+            t: where to turn round, in [0, 1); 0 forgets ``x``.
+            cond, steps, epsilon, solver, generator: as in :meth:`sample`, for the way forward.
 
         Raises:
-            NotImplementedError: if it has none, with the reason.
+            ValueError: if ``t`` lies outside, or the process has no interpolant.
         """
-        raise NotImplementedError(
-            f"log_prob: {_name(self.process)} gives samples but no density yet; the likelihood of "
-            "an ODE needs the divergence of its velocity, which this version does not integrate"
-        )
+        interpolant = getattr(self.process, "interpolant", None)
+        if interpolant is None:
+            raise ValueError(
+                f"edit needs the interpolant of the training, which {_name(self.process)} does not "
+                "keep; use a StochasticInterpolant"
+            )
+        if not 0 <= t < 1:
+            raise ValueError(f"edit(t={t!r}): t must lie in [0, 1)")
+        process = self._process(epsilon)
+        solver = self._solver(solver, steps, None, process)
+        self._check_event("x", x)
+        cond = cond if cond is None else torch.as_tensor(cond, device=self.device)
+        x1 = x.to(device=self.device, dtype=self.dtype)
+        x1 = x1 if self.transform is None else self.transform(x1)
+        x0 = self.start(len(x1), cond, generator)
+        turned = interpolant.sample(t, x0, x1, generator=generator).x
+        times = torch.linspace(t, 1, solver.steps + 1, dtype=torch.float64)
+        return self._join([solver.solve(process, turned, times, cond, generator)], False).x
+
+    def _process(self, epsilon: Epsilon | None, times: Tensor | None = None) -> Process:
+        if epsilon is None:
+            return self.process
+        if not hasattr(self.process, "with_epsilon"):
+            raise ValueError(
+                f"epsilon chooses the noise of a stochastic interpolant; {_name(self.process)} "
+                "has its own: leave epsilon out"
+            )
+        return self.process.with_epsilon(epsilon, times)
+
+    def _check_event(self, name: str, x: Tensor) -> None:
+        shape = self.source.shape
+        if shape is not None and tuple(x.shape[1:]) != tuple(shape):
+            raise ValueError(
+                f"{name} has event shape {tuple(x.shape[1:])}, but the model was made for "
+                f"{tuple(shape)}"
+            )
 
     def _solver(
         self,
         solver: Solver | None,
         steps: int | None,
         times: Tensor | Sequence[float] | None,
+        process: Process,
     ) -> Solver:
-        solver = self.solver if solver is None else solver
+        if solver is None:
+            solver = self.solver.for_noise() if process.stochastic else self.solver
         if not isinstance(solver, Solver):
             raise ValueError(
                 f"solver must be a solver such as Euler(), Heun() or Adaptive(), got {solver!r}"
@@ -216,6 +267,9 @@ class Generator(Model):
         reverse: bool,
     ) -> Tensor:
         data = self.transform is not None and (reverse or not self.source.latent)
+
+        if x0 is not None:
+            self._check_event("x0", x0)
 
         def inside(x: Tensor) -> Tensor:
             x = x.to(device=self.device, dtype=self.dtype)

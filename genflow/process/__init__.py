@@ -1,6 +1,9 @@
 """Processes: a drift and an applied diffusion."""
 
 from genflow.process.base import Process
+from genflow.process.density import Density, divergence
+from genflow.process.interpolant import StochasticInterpolant
+from genflow.process.noise import Epsilon
 from genflow.process.sde import SDE
 
-__all__ = ["SDE", "Process"]
+__all__ = ["SDE", "Density", "Epsilon", "Process", "StochasticInterpolant", "divergence"]

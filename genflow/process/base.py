@@ -21,10 +21,24 @@ class Process(nn.Module, ABC):
     def stochastic(self) -> bool:
         """Whether the diffusion is anything but zero."""
 
+    @property
+    def reversible(self) -> bool:
+        """Whether it can be run from stop to start: an ODE can, noise needs a score."""
+        return not self.stochastic
+
     @abstractmethod
     def drift(self, t: Tensor, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Drift at times ``t (B,)`` and states ``x (B, *d)``."""
 
+    def backward_drift(self, t: Tensor, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        r"""Drift of the process that passes the same laws from stop to start,
+        :math:`f - g^2\nabla\log\rho_t`; that of an ODE is its drift."""
+        return self.drift(t, x, cond)
+
     @abstractmethod
     def diffusion(self, t: Tensor, x: Tensor, dw: Tensor) -> Tensor:
         """The diffusion applied to a Brownian increment ``dw``, in the shape of ``x``."""
+
+    def known(self, t: Tensor, x: Tensor, cond: Tensor | None = None) -> dict[str, Tensor]:
+        """The fields that this process knows, by name (``velocity``, ``noise``, ``drift``, ...)."""
+        return {"drift" if self.stochastic else "velocity": self.drift(t, x, cond)}

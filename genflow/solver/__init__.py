@@ -2,8 +2,9 @@
 
 from genflow.solver.adaptive import Adaptive
 from genflow.solver.base import Field, Solution, Solver, Stepper
-from genflow.solver.steppers import Euler, Heun, StochasticHeun
+from genflow.solver.steppers import Euler, Heun, RungeKutta, StochasticHeun
 
 __all__ = [
-    "Adaptive", "Euler", "Field", "Heun", "Solution", "Solver", "Stepper", "StochasticHeun",
+    "Adaptive", "Euler", "Field", "Heun", "RungeKutta", "Solution", "Solver", "Stepper",
+    "StochasticHeun",
 ]  # fmt: skip

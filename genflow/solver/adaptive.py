@@ -11,6 +11,7 @@ from torch import Tensor
 from genflow.checks import count, positive
 from genflow.process import Process
 from genflow.solver.base import Field, Solution, Solver
+from genflow.solver.steppers import StochasticHeun
 
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
@@ -37,6 +38,9 @@ class Adaptive(Solver):
             raise ValueError(
                 f"Adaptive(method={self.method!r}): method must be one of {', '.join(METHODS)}"
             )
+
+    def for_noise(self) -> Solver:
+        return StochasticHeun(self.steps)
 
     def solve(
         self,

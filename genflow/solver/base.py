@@ -31,14 +31,15 @@ class Solution:
 
 
 class Field:
-    """A process bound to its condition, with a count of drift evaluations.
+    """A process bound to its condition and direction, with a count of drift evaluations.
 
     This is what ``step`` sees; times are numbers here.
     """
 
-    def __init__(self, process: Process, cond: Tensor | None = None) -> None:
+    def __init__(self, process: Process, cond: Tensor | None = None, backward: bool = False) -> None:
         self.process, self.cond, self.calls = process, cond, 0
         self.stochastic = process.stochastic
+        self._drift = process.backward_drift if backward else process.drift
 
     @classmethod
     def of(cls, process: Process | Field) -> Field:
@@ -47,7 +48,7 @@ class Field:
 
     def drift(self, t: float | Tensor, x: Tensor) -> Tensor:
         self.calls += 1
-        return self.process.drift(self._rows(t, x), x, self.cond)
+        return self._drift(self._rows(t, x), x, self.cond)
 
     def noise(self, s: float, t: float, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """The diffusion over ``[s, t]``, taken at its midpoint; zeros for an ODE.
@@ -56,7 +57,7 @@ class Field:
         """
         if not self.stochastic:
             return torch.zeros_like(x)
-        dw = (t - s) ** 0.5 * randn_like(x, generator)
+        dw = abs(t - s) ** 0.5 * randn_like(x, generator)
         return self.process.diffusion(self._rows((s + t) / 2, x), x, dw)
 
     @staticmethod
@@ -70,6 +71,10 @@ class Solver(ABC):
     """Runs a process along a grid of times."""
 
     steps: int
+
+    def for_noise(self) -> Solver:
+        """The solver that stands in where a process has noise: itself, where it can take some."""
+        return self
 
     @abstractmethod
     def solve(
@@ -88,7 +93,7 @@ class Solver(ABC):
             process: what to run.
             x: states at ``times[0]``.
             times: a monotone grid inside the process's span; evenly spaced ``steps`` if absent.
-                A falling grid runs an ODE backwards.
+                A falling grid runs the process backwards: an ODE, or noise whose score is known.
             cond: conditions, one a row.
             generator: where the noise is drawn from.
             trajectory: keep the states on the whole grid.
@@ -119,7 +124,7 @@ class Solver(ABC):
                 f"times run from {grid[0]:g} to {grid[-1]:g}, outside the process's span "
                 f"[{start:g}, {stop:g}]"
             )
-        if grid[0] > grid[-1] and process.stochastic:
+        if grid[0] > grid[-1] and not process.reversible:
             raise ValueError(
                 f"{type(process).__name__} has noise and knows no score, so it cannot run "
                 "backwards; use an ODE (sigma=0)"
@@ -152,8 +157,8 @@ class Stepper(Solver):
         progress: bool = False,
     ) -> Solution:
         grid = self.grid(process, times)
-        field = Field(process, cond)
         points = grid.tolist()
+        field = Field(process, cond, backward=points[0] > points[-1])
         pairs = list(zip(points[:-1], points[1:]))
         if progress:
             from tqdm.auto import tqdm

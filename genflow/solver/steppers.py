@@ -1,4 +1,4 @@
-"""Euler, Heun and stochastic Heun."""
+"""Euler, Heun, Runge-Kutta and stochastic Heun."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genflow.checks import count
 from genflow.process import Process
-from genflow.solver.base import Field, Stepper
+from genflow.solver.base import Field, Solver, Stepper
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,14 @@ class Euler(Stepper):
         return moved + process.noise(s, t, x, generator) if process.stochastic else moved
 
 
+def _no_noise(solver: Solver, process: Process) -> None:
+    if process.stochastic:
+        raise ValueError(
+            f"{type(solver).__name__} is for ODEs; this process has noise: use StochasticHeun() or "
+            "Euler()"
+        )
+
+
 @dataclass(frozen=True)
 class Heun(Stepper):
     """Heun's second-order method for ODEs, two evaluations a step.
@@ -51,11 +59,11 @@ class Heun(Stepper):
     def __post_init__(self) -> None:
         count(self, steps=self.steps)
 
+    def for_noise(self) -> Solver:
+        return StochasticHeun(self.steps)
+
     def grid(self, process: Process, times=None, reverse: bool = False) -> Tensor:
-        if process.stochastic:
-            raise ValueError(
-                "Heun is for ODEs; this process has noise: use StochasticHeun() or Euler()"
-            )
+        _no_noise(self, process)
         return super().grid(process, times, reverse)
 
     def step(
@@ -70,6 +78,42 @@ class Heun(Stepper):
         first = process.drift(s, x)
         second = process.drift(t, x + (t - s) * first)
         return x + (t - s) / 2 * (first + second)
+
+
+@dataclass(frozen=True)
+class RungeKutta(Stepper):
+    """The classical Runge-Kutta method of order four for ODEs, four evaluations a step.
+
+    Args:
+        steps: number of equal steps where no grid is given.
+    """
+
+    steps: int = 40
+
+    def __post_init__(self) -> None:
+        count(self, steps=self.steps)
+
+    def for_noise(self) -> Solver:
+        return StochasticHeun(self.steps)
+
+    def grid(self, process: Process, times=None, reverse: bool = False) -> Tensor:
+        _no_noise(self, process)
+        return super().grid(process, times, reverse)
+
+    def step(
+        self,
+        process: Process | Field,
+        s: float,
+        t: float,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        process, h, middle = Field.of(process), t - s, (s + t) / 2
+        first = process.drift(s, x)
+        second = process.drift(middle, x + h / 2 * first)
+        third = process.drift(middle, x + h / 2 * second)
+        fourth = process.drift(t, x + h * third)
+        return x + h / 6 * (first + 2 * (second + third) + fourth)
 
 
 @dataclass(frozen=True)

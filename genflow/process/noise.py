@@ -1,0 +1,68 @@
+r"""How much noise a stochastic interpolant is sampled with, :math:`\epsilon(t)`.
+
+Every :math:`\epsilon(t) \ge 0` passes the same laws, so it is chosen when sampling, and may be lowered
+where a learned score cannot be trusted. Only the ratio :math:`\epsilon/\gamma` meets the learned noise, and
+it never divides by zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+Epsilon = float | str | Callable[[Tensor], Tensor | float]
+"""A number, ``"gamma"``, ``"gamma_squared"``, or a function of times ``(B,)``."""
+
+NAMED = ("gamma", "gamma_squared")
+
+
+def check_epsilon(epsilon: Epsilon) -> None:
+    """Refuse what is no amount of noise.
+
+    Raises:
+        ValueError: for negative numbers, numbers that are not finite, and unknown names.
+    """
+    if callable(epsilon) or (isinstance(epsilon, str) and epsilon in NAMED):
+        return
+    number = isinstance(epsilon, Real) and not isinstance(epsilon, bool)
+    if not number or not math.isfinite(epsilon) or epsilon < 0:
+        raise ValueError(
+            f"epsilon={epsilon!r}: it must be a finite number >= 0, 'gamma', 'gamma_squared', or a "
+            "function of the time"
+        )
+
+
+def check_values(epsilon: Epsilon, times: Tensor) -> None:
+    """Refuse a function that is negative or not finite somewhere on ``times``.
+
+    Raises:
+        ValueError: with the time and the value.
+    """
+    if not callable(epsilon):
+        return
+    values = torch.as_tensor(epsilon(times), dtype=times.dtype).expand(times.shape)
+    bad = ~(values.isfinite() & (values >= 0))
+    if bool(bad.any()):
+        where = int(bad.nonzero()[0])
+        raise ValueError(
+            f"epsilon({float(times[where]):g}) = {float(values[where]):g}: epsilon must be finite and "
+            ">= 0 at every time"
+        )
+
+
+def amount(epsilon: Epsilon, t: Tensor, gamma: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    r""":math:`\epsilon` and :math:`\epsilon/\gamma` at times ``t (B,)`` of widths ``gamma (B,)``.
+
+    Numbers and functions are lowered by :math:`\gamma/` ``floor`` where the width is below ``floor``.
+    """
+    if epsilon == "gamma":
+        return gamma, torch.ones_like(gamma)
+    if epsilon == "gamma_squared":
+        return gamma**2, gamma
+    value = epsilon(t) if callable(epsilon) else epsilon
+    ratio = torch.as_tensor(value, dtype=t.dtype, device=t.device) / gamma.clamp_min(floor)
+    return ratio * gamma, ratio
