@@ -119,6 +119,37 @@ def tilt(
     return figure
 
 
+def field_error(
+    times: list[float],
+    rms: dict[str, list[float]],
+    relative: dict[str, list[float]],
+    title: str = "",
+) -> Any:
+    """Errors of fields over time: absolute on the left, relative on the right.
+
+    Args:
+        times: where they were measured.
+        rms: by field, root mean square errors per dimension.
+        relative: by field, relative errors; infinite ones are left out.
+        title: above the figure.
+
+    Returns:
+        A matplotlib figure.
+    """
+    figure, axes = _figure(2, 3.2, title)
+    panels = (("error per dimension (RMS)", rms), ("relative error", relative))
+    for axis, (name, values) in zip(axes, panels):
+        for k, (field, errors) in enumerate(values.items()):
+            shown = [v if math.isfinite(v) else math.nan for v in errors]
+            axis.plot(times, shown, marker="o", ms=3, lw=1.2, color=f"C{k}", label=field)
+        axis.set(title=name, xlabel="t", xlim=(0, 1))
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[1].axhline(1, ls=":", lw=1, color=COLOURS["data"])  # the error of answering zero
+    axes[0].legend(frameon=False)
+    return figure
+
+
 def _figure(panels: int, height: float, title: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure as Plain
 

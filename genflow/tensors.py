@@ -59,6 +59,12 @@ def randn_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
 
 
+def rand_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Uniform on [0, 1) of the shape, dtype and device of ``x``; the generator may live elsewhere."""
+    device = draw_device(generator, x.device)
+    return torch.rand(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
+
+
 def rand_rows(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Uniform on [0, 1), one number a row of ``x``, in its dtype and on its device."""
     device = draw_device(generator, x.device)

@@ -13,6 +13,7 @@ from genflow.source import (
     EightGaussians,
     Empirical,
     Gaussian,
+    GaussianMixture,
     Moons,
     Spiral,
     SwissRoll,
@@ -20,7 +21,10 @@ from genflow.source import (
 
 POINTS = torch.arange(12.0).reshape(6, 2)
 PLANE = [Checkerboard, Circles, EightGaussians, Moons, Spiral, SwissRoll]
-MAKERS = [*PLANE, lambda: Gaussian(2, 0.5, 2.0), lambda: Gaussian([1, 4, 4]), lambda: Empirical(POINTS)]
+MAKERS = [
+    *PLANE, lambda: Gaussian(2, 0.5, 2.0), lambda: Gaussian([1, 4, 4]), lambda: Empirical(POINTS),
+    lambda: GaussianMixture([[0.0, 1.0], [2.0, -1.0]], 0.3),
+]  # fmt: skip
 every = pytest.mark.parametrize("make", MAKERS, ids=lambda m: str(m()).split("(")[0])
 
 

@@ -28,7 +28,10 @@ from genflow.interpolant import (
     Coefficients,
     Constant,
     EncoderDecoder,
+    LearnedAffine,
     Linear,
+    Mirror,
+    OneSided,
     PathSample,
     Quadratic,
     SigmaDifference,
@@ -37,42 +40,51 @@ from genflow.interpolant import (
     VariancePreserving,
     Zero,
 )
-from genflow.loss import Matching, On, Regression, Sum
+from genflow.loss import BridgeMatching, Matching, On, Regression, Sum
 from genflow.model import Generator, Tilt
-from genflow.network import MLP, TimeFeatures
-from genflow.process import SDE
-from genflow.solver import Adaptive, Euler, Field, Heun, Solution, StochasticHeun
+from genflow.network import MLP, Guided, Heads, TimeFeatures
+from genflow.process import SDE, LearnedBridge, StochasticInterpolant
+from genflow.solver import Adaptive, Euler, Field, Heun, RungeKutta, Solution, StochasticHeun
 from genflow.source import (
     Checkerboard,
     Circles,
+    Components,
     EightGaussians,
     Empirical,
     Gaussian,
+    GaussianMixture,
     Moons,
     Spiral,
     SwissRoll,
 )
 from genflow.specs import build, fill, spec, target_name
 from genflow.target import Denoised, Drift, Noise, Rate, Score, Velocity
-from genflow.time import Beta, LogitNormal, Stratified, Uniform
+from genflow.time import Beta, Importance, LogitNormal, Stratified, Uniform, Weighted
 from genflow.transform import Identity, Standardise
 
 PARTS = [
     Zero(), Constant(0.2), Brownian(0.5), Quadratic(), SinSquared(), SigmaDifference(4.0),
     Linear(sigma=0.1), Linear(gamma=Brownian(2.0)), BrownianBridge(0.7), Trigonometric(Quadratic()),
-    VariancePreserving(Quadratic()), EncoderDecoder(SinSquared()),
+    VariancePreserving(Quadratic()), EncoderDecoder(SinSquared()), OneSided(Trigonometric()),
+    Mirror(SinSquared()),
     Independent(), ExactOT("euclidean"), Sinkhorn(0.5, "euclidean", 100, 1e-4), Gibbs(0.3, 0.7),
     ExactOT(conditions=2.5), UnbalancedOT(3.0, 0.5, "euclidean"), PartialOT(0.7, conditions="within"),
     Gibbs(0.3, correction="gaussian", covariance="full", normaliser="pilot", conditions="within",
           fitted={"labels": [[0], [2]], "log_z": [-1.0, -2.0]}),
     Velocity(), Rate(), Noise(), Score(), Drift(0.4), Denoised(),
     Uniform(0.01), Stratified(0.02), LogitNormal(0.1, 2.0, True, 0.03), Beta(1.5, 2.5, True, 0.01),
+    Weighted(Uniform(0.1), Quadratic(), -1.5), Importance([0.5, 2.0], True, True, 0.01),
+    LearnedAffine(4, 0.5), LearnedBridge(MLP(2, 8), LearnedAffine(2), 0.7),
+    BridgeMatching(Sinkhorn(2.0), Uniform(0.1)),
     MLP(2, 8), MLP((1, 4, 4), 8, 2, "Tanh", False, 3, 5), MLP(2, 8, cond_dim=3), TimeFeatures(4),
-    MLP(2, 8, classes=[3, 4]),
+    MLP(2, 8, classes=[3, 4]), MLP(2, 8, outputs=["velocity", "noise"]),
+    Heads({"velocity": MLP(2, 8), "noise": MLP(2, 4, 2)}), Guided(MLP(2, 8, classes=4), 3, 0.2, 2.0),
     Gaussian([1, 4, 4], 0.5, 2.0), Checkerboard(2.0), Circles(0.1, 0.3, 2.0), Spiral(0.2, 1.0, 3.0),
     EightGaussians(3.0, 0.2, 5), Moons(0.1, 2.0, 0.0), SwissRoll(0.1, 0.2), Empirical(),
+    GaussianMixture([[0.0, 1.0], [2.0, 3.0]], [0.5, 1.0], [1, 3]),
     Empirical(torch.arange(6.0).reshape(3, 2)), Identity(), Standardise([1, 4, 4], "all"),
-    SDE(MLP(2, 8), 0.3), Euler(7), Heun(8), StochasticHeun(9), Adaptive(1e-3, 1e-4, "bosh3", 5),
+    SDE(MLP(2, 8), 0.3), Euler(7), Heun(8), StochasticHeun(9), RungeKutta(6),
+    Adaptive(1e-3, 1e-4, "bosh3", 5),
     MMD(0.5), MMD([0.5, 1.0], False), EnergyDistance(True), Wasserstein(1.0, False),
     BuresWasserstein(False),
     Generator(Gaussian(2), SDE(MLP(2, 8)), Euler(3), Standardise(2)),
@@ -80,9 +92,12 @@ PARTS = [
     Tilt(Gibbs(2.0)), Tilt(Gibbs(2.0), [7, 2], [7, 3], 8, 128), Tilt(Gibbs(2.0), torch.ones(5, 2)),
     Generator(Gaussian(2), SDE(MLP(2, 8)), Euler(3), tilt=Tilt(Gibbs(2.0), [7, 2])),
     Matching(BrownianBridge(), Sinkhorn(2.0), Uniform(0.1), {"velocity": Velocity(), "noise": Noise()}),
+    Matching(BrownianBridge(), target={"velocity": Velocity(), "noise": Noise()}, antithetic=True,
+             field_weights={"velocity": 0.1, "noise": 1.0}),
+    StochasticInterpolant(MLP(2, 8, outputs=["velocity", "noise"]), BrownianBridge(), "gamma", 0.2),
     Sum([Matching(), On("heads.score", Matching())], [1.0, 0.5]), On("denoiser", Matching()),
 ]  # fmt: skip
-RECORDS = {Coefficients, Field, PathSample, Plan, Regression, Side, Solution}
+RECORDS = {Coefficients, Components, Field, PathSample, Plan, Regression, Side, Solution}
 """Exported classes that hold results: nobody writes them into a YAML."""
 ROLES = (
     "interpolant coupling target time network source transform process solver distance model loss"
@@ -160,6 +175,8 @@ def test_a_description_is_plain_and_complete():
         },
         "time": {"_target_": "genflow.time.Uniform", "margin": 0.0},
         "target": {"_target_": "genflow.target.Velocity"},
+        "antithetic": False,
+        "field_weights": None,
     }
 
 

@@ -17,6 +17,7 @@ LAYERS = [
     {"target", "process"},
     {"solver", "distance"},
     {"model", "diagnostics"},
+    {"oracle"},
     {"loss"},
     {"data"},
     {"training"},
@@ -90,7 +91,7 @@ def test_the_layer_tests_can_fail():
     assert heavy("def f():\n    import ot") == []
 
 
-CORE = "genflow.loss, genflow.coupling, genflow.distance, genflow.model, genflow.data, genflow.plot"
+CORE = "genflow.loss, genflow.coupling, genflow.distance, genflow.model, genflow.data, genflow.oracle"
 
 
 @pytest.mark.parametrize("names", ["genflow", "genflow.loss", CORE])

@@ -3,7 +3,12 @@
 from genflow.data.arrays import Arrays
 from genflow.data.base import Batch, Data, Table
 from genflow.data.batches import Batches, Passes, draw_rows
+from genflow.data.corrupted import Corrupted
+from genflow.data.corruption import Corruption, Downsample, Mask, Noisy
 from genflow.data.digits import Digits
 from genflow.data.simulated import Simulated
 
-__all__ = ["Arrays", "Batch", "Batches", "Data", "Digits", "Passes", "Simulated", "Table", "draw_rows"]
+__all__ = [
+    "Arrays", "Batch", "Batches", "Corrupted", "Corruption", "Data", "Digits", "Downsample", "Mask",
+    "Noisy", "Passes", "Simulated", "Table", "draw_rows",
+]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -82,10 +83,29 @@ class WithLabels:
     source: Source
 
 
+@dataclass(frozen=True)
+class FromLast:
+    """Rows made from those of the last marginal: row ``i`` from row ``i``.
+
+    Attributes:
+        make: ``(x, generator) -> x0`` of the shape of ``x (B, *d)``.
+    """
+
+    make: Callable[[Tensor, torch.Generator | None], Tensor]
+
+
+Marginal = Source | WithLabels | Table | FromLast
+
+
 def draw_from(
-    marginal: Source | WithLabels, n: int, generator: torch.Generator
+    marginal: Source | WithLabels | FromLast,
+    n: int,
+    generator: torch.Generator,
+    last: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Draws of a law, with their conditions where it yields them."""
+    """Draws of a law, with their conditions where it yields them, or rows made from ``last``."""
+    if isinstance(marginal, FromLast):
+        return marginal.make(last, generator), None
     if isinstance(marginal, WithLabels):
         return marginal.source.sample_labelled(n, generator)
     return marginal.sample(n, generator), None
@@ -106,7 +126,7 @@ class Data(ABC):
     """The marginals of a problem."""
 
     @abstractmethod
-    def marginals(self, split: str) -> tuple[Source | WithLabels | Table, ...]:
+    def marginals(self, split: str) -> tuple[Marginal, ...]:
         """The marginals of ``"train"``, ``"val"`` or ``"test"``, in order of time."""
 
 

@@ -6,21 +6,20 @@ and because nothing depends on how far an iterator got, a killed run resumes at 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from genflow.data.base import Batch, Table, WithLabels, draw_from
+from genflow.data.base import Batch, Marginal, Table, draw_from
 from genflow.seeds import stream, stream_seed
-from genflow.source import Source
 
 
 class Batches:
     """An endless stream of batches; :class:`Passes` are the finite ones.
 
     Args:
-        marginals: tables or laws.
+        marginals: tables, laws, or rows made from the last of them.
         batch_size: rows of each marginal.
         seed: names the stream.
         length: batches a pass, for :class:`Passes`.
@@ -34,7 +33,7 @@ class Batches:
 
     def __init__(
         self,
-        marginals: Sequence[Source | WithLabels | Table],
+        marginals: Sequence[Marginal],
         batch_size: int,
         seed: int = 0,
         length: int | None = None,
@@ -68,15 +67,15 @@ class Batches:
 
     def batch(self, k: int) -> Batch:
         """Batch number ``k`` of this rank's stream."""
-        xs, cond = [], None
-        for m, marginal in enumerate(self.marginals):
+
+        def rows(m: int, last: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            marginal = self.marginals[m]
             if isinstance(marginal, Table):
-                x, cond = marginal.take(self._rows(m, k * self.world + self.rank, k))
-            else:
-                draw = self._draw.manual_seed(stream_seed(self.seed, "data", m, k, self.rank))
-                x, cond = draw_from(marginal, self.batch_size, draw)
-            xs.append(x)
-        return Batch(tuple(xs), cond)
+                return marginal.take(self._rows(m, k * self.world + self.rank, k))
+            draw = self._draw.manual_seed(stream_seed(self.seed, "data", m, k, self.rank))
+            return draw_from(marginal, self.batch_size, draw, last)
+
+        return _batch(len(self.marginals), rows)
 
     def _rows(self, m: int, k: int, mine: int) -> Tensor:
         """Rows of global batch ``k``, ``mine`` of this rank: passes over a table are laid end to end,
@@ -113,18 +112,21 @@ class Passes(Batches):
         return self.length
 
 
-def draw_rows(marginals: Sequence[Source | WithLabels | Table], n: int, *name: int | str) -> Batch:
+def draw_rows(marginals: Sequence[Marginal], n: int, *name: int | str) -> Batch:
     """Up to ``n`` rows of each marginal, the same ones for the same stream name."""
-    xs, cond = [], None
-    for m, marginal in enumerate(marginals):
-        draw = stream("rows", m, *name)
-        if isinstance(marginal, Table):
-            if marginal.weight is None:
-                rows = torch.randperm(len(marginal), generator=draw)[:n]
-            else:
-                rows = marginal.draw(min(n, len(marginal)), draw)
-            x, cond = marginal.take(rows)
-        else:
-            x, cond = draw_from(marginal, n, draw)
-        xs.append(x)
-    return Batch(tuple(xs), cond)
+
+    def rows(m: int, last: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        marginal, draw = marginals[m], stream("rows", m, *name)
+        if not isinstance(marginal, Table):
+            return draw_from(marginal, n, draw, last)
+        if marginal.weight is None:
+            return marginal.take(torch.randperm(len(marginal), generator=draw)[:n])
+        return marginal.take(marginal.draw(min(n, len(marginal)), draw))
+
+    return _batch(len(marginals), rows)
+
+
+def _batch(count: int, rows: Callable[[int, Tensor | None], tuple[Tensor, Tensor | None]]) -> Batch:
+    """The last marginal first: others may be made from it. Conditions are its own."""
+    last, cond = rows(count - 1, None)
+    return Batch((*(rows(m, last)[0] for m in range(count - 1)), last), cond)

@@ -17,9 +17,12 @@ from genflow.interpolant.gamma import (
     SinSquared,
     Zero,
 )
+from genflow.interpolant.learned import LearnedAffine
+from genflow.interpolant.onesided import Mirror, OneSided
+from genflow.interpolant.verify import verify
 
 __all__ = [
     "Affine", "Brownian", "BrownianBridge", "Coefficients", "Constant", "EncoderDecoder", "Gamma",
-    "Interpolant", "Linear", "PathSample", "Quadratic", "SigmaDifference", "SinSquared",
-    "Trigonometric", "VariancePreserving", "Zero",
+    "Interpolant", "LearnedAffine", "Linear", "Mirror", "OneSided", "PathSample", "Quadratic",
+    "SigmaDifference", "SinSquared", "Trigonometric", "VariancePreserving", "Zero", "verify",
 ]  # fmt: skip

@@ -5,7 +5,11 @@
 """
 
 from genflow.loss.base import Loss
+from genflow.loss.bridge import BridgeMatching
 from genflow.loss.combine import On, Sum
+from genflow.loss.importance import importance_density
 from genflow.loss.matching import Matching, Regression
 
-__all__ = ["Loss", "Matching", "On", "Regression", "Sum"]
+__all__ = [
+    "BridgeMatching", "Loss", "Matching", "On", "Regression", "Sum", "importance_density",
+]  # fmt: skip

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from genflow.checks import count
 from genflow.model.base import Model
-from genflow.process import Density, Epsilon, Process
-from genflow.process.density import rademacher
+from genflow.process import Epsilon, Process
+from genflow.process.density import Density, rademacher
 from genflow.solver import RungeKutta, Solver, StochasticHeun
 
 EXACT = 16

@@ -1,6 +1,8 @@
-"""Networks: ``forward(t, x, cond=None) -> (B, *d)``."""
+"""Networks: ``forward(t, x, cond=None) -> (B, *d)``, or a dict of fields."""
 
+from genflow.network.guided import Guided, guidance
+from genflow.network.heads import Heads
 from genflow.network.mlp import MLP
 from genflow.network.time import TimeFeatures
 
-__all__ = ["MLP", "TimeFeatures"]
+__all__ = ["MLP", "Guided", "Heads", "TimeFeatures", "guidance"]

@@ -24,8 +24,22 @@ def _activation(name: str) -> nn.Module:
         ) from error
 
 
+def _names(outputs: Sequence[str]) -> Sequence[str]:
+    """Different names, at least one."""
+    several = isinstance(outputs, Sequence) and not isinstance(outputs, str)
+    if not several or not outputs or not all(isinstance(name, str) for name in outputs):
+        raise ValueError(
+            f"MLP(outputs={outputs!r}): outputs must be a list of names such as ['velocity', 'noise'], "
+            "or None for one field"
+        )
+    if len(set(outputs)) < len(outputs):
+        raise ValueError(f"MLP(outputs={outputs!r}): the names must differ")
+    return outputs
+
+
 class MLP(nn.Module):
-    """A residual MLP ``f(t, x, cond) -> (B, *dim)`` for events of any shape.
+    """A residual MLP ``f(t, x, cond) -> (B, *dim)`` for events of any shape, or one for each of several
+    fields.
 
     Args:
         dim: event shape, ``2`` or ``[1, 8, 8]``; events are flattened inside.
@@ -37,10 +51,13 @@ class MLP(nn.Module):
         classes: number of class labels; ``cond`` is then an integer ``(B,)`` tensor. A list of numbers
             for several labels; ``cond`` is then ``(B, len(classes))``.
         cond_dim: size of a condition vector; ``cond`` is then ``(B, cond_dim)``.
+        outputs: names of several fields, such as ``["velocity", "noise"]``; one trunk then returns a
+            dict of them, each ``(B, *dim)``. ``None``: one field, a tensor.
 
     Raises:
         ValueError: for sizes that are no positive whole numbers, an unknown activation, both kinds
-            of condition, and in ``forward`` for an event shape or a condition that do not fit.
+            of condition, outputs that are no different names, and in ``forward`` for an event shape
+            or a condition that do not fit.
     """
 
     def __init__(
@@ -53,6 +70,7 @@ class MLP(nn.Module):
         frequencies: int = 8,
         classes: int | Sequence[int] | None = None,
         cond_dim: int | None = None,
+        outputs: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         count(self, width=width, depth=depth)
@@ -63,7 +81,8 @@ class MLP(nn.Module):
         self.dim = dim
         self.width, self.depth, self.activation = width, depth, activation
         self.residual, self.frequencies = residual, frequencies
-        self.classes, self.cond_dim = classes, cond_dim
+        self.classes, self.cond_dim, self.outputs = classes, cond_dim, outputs
+        fields = 1 if outputs is None else len(_names(outputs))
 
         self.shape = as_shape(dim)
         size = math.prod(self.shape)
@@ -80,10 +99,12 @@ class MLP(nn.Module):
         extra = width if classes is not None else (cond_dim or 0)
         self.first = nn.Linear(size + self.time.size + extra, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
-        self.last = nn.Linear(width, size)
+        self.last = nn.Linear(width, size * fields)
         self.act = _activation(activation)
 
-    def forward(self, t: Tensor | float, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(
+        self, t: Tensor | float, x: Tensor, cond: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
         if x.shape[1:] != self.shape:
             raise ValueError(
                 f"MLP(dim={self.dim}) got events of shape {tuple(x.shape[1:])}, expected {self.shape}"
@@ -93,7 +114,11 @@ class MLP(nn.Module):
         for layer in self.hidden:
             update = self.act(layer(h))
             h = h + update if self.residual else update
-        return self.last(h).reshape(x.shape)
+        out = self.last(h)
+        if self.outputs is None:
+            return out.reshape(x.shape)
+        fields = out.chunk(len(self.outputs), 1)
+        return {name: field.reshape(x.shape) for name, field in zip(self.outputs, fields)}
 
     def _condition(self, cond: Tensor | None, x: Tensor) -> list[Tensor]:
         conditional = self.classes is not None or self.cond_dim is not None

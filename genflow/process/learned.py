@@ -10,9 +10,9 @@ from genflow.process.sde import SDE
 
 
 class LearnedBridge(SDE):
-    r""":math:`dX = u(t, X)\,dt + \sigma\,dW` with a network as drift, and the interpolant whose marginals
-    it has; ``genflow.loss.BridgeMatching`` learns both. Solvers run it like any ``SDE``, and the
-    learned schedule travels in its checkpoint.
+    r""":math:`dX = u(t, X)\,dt + \sigma\,dW` with a network as drift, and the interpolant whose
+    marginals it has; ``genflow.loss.BridgeMatching`` learns both. Solvers run it like any ``SDE``, and
+    the learned schedule travels in its checkpoint.
 
     Args:
         network: ``forward(t, x, cond=None) -> (B, *d)``.

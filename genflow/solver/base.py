@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genflow.process import Process
-from genflow.tensors import randn_like
+from genflow.tensors import draw_device
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,22 @@ class Field:
         self.process, self.cond, self.calls = process, cond, 0
         self.stochastic = process.stochastic
         self._drift = process.backward_drift if backward else process.drift
+        self._ahead: dict[float, dict[str, object]] = {}
 
     @classmethod
     def of(cls, process: Process | Field) -> Field:
         """The field itself, or a bare process bound to no condition."""
         return process if isinstance(process, Field) else cls(process)
 
+    def look_ahead(self, times: Sequence[float], x: Tensor) -> None:
+        """Let the process compute what depends on the time alone for all ``times`` at once."""
+        if hasattr(self.process, "schedule"):
+            t = torch.tensor(times, dtype=x.dtype, device=x.device)
+            self._ahead = {s: {"at": at} for s, at in zip(times, self.process.schedule(t))}
+
     def drift(self, t: float | Tensor, x: Tensor) -> Tensor:
         self.calls += 1
-        return self._drift(self._rows(t, x), x, self.cond)
+        return self._drift(self._rows(t, x), x, self.cond, **self._ahead.get(t, {}))
 
     def noise(self, s: float, t: float, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """The diffusion over ``[s, t]``, taken at its midpoint; zeros for an ODE.
@@ -57,14 +64,17 @@ class Field:
         """
         if not self.stochastic:
             return torch.zeros_like(x)
-        dw = abs(t - s) ** 0.5 * randn_like(x, generator)
-        return self.process.diffusion(self._rows((s + t) / 2, x), x, dw)
+        # scaled as it is drawn: a product with a number costs more than the draw
+        device, middle = draw_device(generator, x.device), (s + t) / 2
+        dw = torch.empty(x.shape, dtype=x.dtype, device=device)
+        dw = dw.normal_(0, abs(t - s) ** 0.5, generator=generator).to(x.device)
+        return self.process.diffusion(self._rows(middle, x), x, dw, **self._ahead.get(middle, {}))
 
     @staticmethod
     def _rows(t: float | Tensor, x: Tensor) -> Tensor:
         if isinstance(t, Tensor):
             return t.to(x).expand(len(x))
-        return torch.full((len(x),), t, dtype=x.dtype, device=x.device)
+        return x.new_full(x.shape[:1], t)
 
 
 class Solver(ABC):
@@ -160,6 +170,7 @@ class Stepper(Solver):
         points = grid.tolist()
         field = Field(process, cond, backward=points[0] > points[-1])
         pairs = list(zip(points[:-1], points[1:]))
+        field.look_ahead([*points, *((s + t) / 2 for s, t in pairs)], x)
         if progress:
             from tqdm.auto import tqdm
 

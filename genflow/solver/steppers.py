@@ -34,7 +34,7 @@ class Euler(Stepper):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         process = Field.of(process)
-        moved = x + (t - s) * process.drift(s, x)
+        moved = torch.add(x, process.drift(s, x), alpha=t - s)
         return moved + process.noise(s, t, x, generator) if process.stochastic else moved
 
 
@@ -76,8 +76,8 @@ class Heun(Stepper):
     ) -> Tensor:
         process = Field.of(process)
         first = process.drift(s, x)
-        second = process.drift(t, x + (t - s) * first)
-        return x + (t - s) / 2 * (first + second)
+        second = process.drift(t, torch.add(x, first, alpha=t - s))
+        return torch.add(x, first + second, alpha=(t - s) / 2)
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ class RungeKutta(Stepper):
     ) -> Tensor:
         process, h, middle = Field.of(process), t - s, (s + t) / 2
         first = process.drift(s, x)
-        second = process.drift(middle, x + h / 2 * first)
-        third = process.drift(middle, x + h / 2 * second)
-        fourth = process.drift(t, x + h * third)
-        return x + h / 6 * (first + 2 * (second + third) + fourth)
+        second = process.drift(middle, torch.add(x, first, alpha=h / 2))
+        third = process.drift(middle, torch.add(x, second, alpha=h / 2))
+        fourth = process.drift(t, torch.add(x, third, alpha=h))
+        return torch.add(x, first + 2 * (second + third) + fourth, alpha=h / 6)
 
 
 @dataclass(frozen=True)
@@ -141,5 +141,6 @@ class StochasticHeun(Stepper):
         process = Field.of(process)
         noise = process.noise(s, t, x, generator)
         first = process.drift(s, x)
-        second = process.drift(t, x + (t - s) * first + noise)
-        return x + (t - s) / 2 * (first + second) + noise
+        moved = x + noise
+        second = process.drift(t, torch.add(moved, first, alpha=t - s))
+        return torch.add(moved, first + second, alpha=(t - s) / 2)

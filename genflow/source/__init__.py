@@ -1,11 +1,13 @@
 """Sources: laws to sample from, as the start of a model or as data."""
 
 from genflow.source.base import Source
+from genflow.source.components import Components
 from genflow.source.empirical import Empirical
 from genflow.source.gaussian import Gaussian
+from genflow.source.mixture import GaussianMixture
 from genflow.source.toys import Checkerboard, Circles, EightGaussians, Moons, Spiral, SwissRoll
 
 __all__ = [
-    "Checkerboard", "Circles", "EightGaussians", "Empirical", "Gaussian", "Moons", "Source",
-    "Spiral", "SwissRoll",
+    "Checkerboard", "Circles", "Components", "EightGaussians", "Empirical", "Gaussian",
+    "GaussianMixture", "Moons", "Source", "Spiral", "SwissRoll",
 ]  # fmt: skip

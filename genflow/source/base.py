@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from genflow.source.components import Components
 from genflow.tensors import draw_device, randn_like
 
 
@@ -18,6 +19,8 @@ class Source(nn.Module, ABC):
     """
 
     latent: bool = False
+    shape: tuple[int, ...] | None = None
+    """Event shape, where it is known."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,8 +39,8 @@ class Source(nn.Module, ABC):
             ValueError: if the law has none.
         """
         raise ValueError(
-            f"{type(self).__name__} has no classes; EightGaussians (modes), Moons, Circles and Spiral "
-            "(which of the two) have"
+            f"{type(self).__name__} has no classes; EightGaussians and GaussianMixture (modes), Moons, "
+            "Circles and Spiral (which of the two) have"
         )
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -48,6 +51,17 @@ class Source(nn.Module, ABC):
         """
         raise NotImplementedError(
             f"{type(self).__name__} has no density; use a Gaussian source for likelihoods"
+        )
+
+    def components(self) -> Components:
+        """The law as a mixture of Gaussians over the flattened event, where it is one.
+
+        Raises:
+            NotImplementedError: if it is none.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} is no mixture of Gaussians; Gaussian, EightGaussians and "
+            "GaussianMixture are"
         )
 
     def prepare(self, x0: Tensor) -> Source:

@@ -32,6 +32,11 @@ class Empirical(Source):
             )
         self.register_buffer("points", points)
 
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Event shape, once there are points."""
+        return None if self.points is None else tuple(self.points.shape[1:])
+
     def prepare(self, x0: Tensor) -> Empirical:
         """Keep ``x0`` as the points, if none were given."""
         if self.points is None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genflow.checks import positive
 from genflow.source.base import Source
+from genflow.source.components import Components
 from genflow.tensors import as_shape, sum_event
 
 
@@ -36,3 +37,9 @@ class Gaussian(Source):
     def log_prob(self, x: Tensor) -> Tensor:
         constant = math.log(self.std) + 0.5 * math.log(2 * math.pi)
         return sum_event(-0.5 * ((x - self.mean) / self.std) ** 2 - constant)
+
+    def components(self) -> Components:
+        size = math.prod(self.shape)
+        one = torch.ones(1, dtype=torch.float64)
+        covariance = self.std**2 * torch.eye(size, dtype=torch.float64)
+        return Components(one, torch.full((1, size), self.mean, dtype=torch.float64), covariance[None])

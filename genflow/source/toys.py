@@ -13,6 +13,7 @@ from torch import Tensor
 
 from genflow.checks import between, count, non_negative, positive
 from genflow.source.base import Source
+from genflow.source.components import Components
 
 
 def _polar(radius: Tensor, angle: Tensor) -> Tensor:
@@ -20,7 +21,9 @@ def _polar(radius: Tensor, angle: Tensor) -> Tensor:
 
 
 class Labelled(Source):
-    """A law whose draws have a class."""
+    """A law in the plane whose draws have a class."""
+
+    shape = (2,)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return self.sample_labelled(n, generator)[0]
@@ -43,8 +46,16 @@ class EightGaussians(Labelled):
 
     def centres(self) -> Tensor:
         """Means of the modes, ``(modes, 2)``."""
-        k = torch.arange(self.modes, dtype=self._like.dtype, device=self._like.device)
+        return self._centres(self._like)
+
+    def _centres(self, like: Tensor) -> Tensor:
+        k = torch.arange(self.modes, dtype=like.dtype, device=like.device)
         return _polar(torch.full_like(k, self.radius), 2 * math.pi * k / self.modes)
+
+    def components(self) -> Components:
+        weights = torch.full((self.modes,), 1 / self.modes, dtype=torch.float64)
+        covariance = self.std**2 * torch.eye(2, dtype=torch.float64)
+        return Components(weights, self._centres(weights), covariance.expand(self.modes, 2, 2))
 
     def sample_labelled(
         self, n: int, generator: torch.Generator | None = None
@@ -117,6 +128,8 @@ class Checkerboard(Source):
         scale: half the side of the board.
     """
 
+    shape = (2,)
+
     def __init__(self, scale: float = 4.0) -> None:
         super().__init__()
         positive(self, scale=scale)
@@ -143,6 +156,8 @@ class SwissRoll(Source):
         noise: standard deviation added before scaling.
         scale: factor on both coordinates.
     """
+
+    shape = (2,)
 
     def __init__(self, noise: float = 0.3, scale: float = 0.3) -> None:
         super().__init__()

@@ -9,8 +9,9 @@ import torch
 
 from genflow.checks import count
 from genflow.data import Batch, Batches, Data, Passes, Table, draw_rows
+from genflow.data.base import FromLast, Marginal
 from genflow.model import Model
-from genflow.source import Empirical, Source
+from genflow.source import Empirical
 from genflow.specs import spec
 from genflow.training.module import Training
 
@@ -118,7 +119,7 @@ def extreme_rows(batch: Batch) -> Batch:
     return Batch((*starts, batch.xs[-1][rows]), batch.cond[rows])
 
 
-def check_start(start: Source | Table, model: Model) -> None:
+def check_start(start: Marginal, model: Model) -> None:
     """Refuse data whose source side is not where the model will start.
 
     Raises:
@@ -127,9 +128,10 @@ def check_start(start: Source | Table, model: Model) -> None:
     source = getattr(model, "source", None)
     if source is None or isinstance(source, Empirical):
         return
-    if isinstance(start, Table):
+    if isinstance(start, (Table, FromLast)):
+        made = "a file" if isinstance(start, Table) else "made from x1"
         raise ValueError(
-            f"x0 of the data is a file but the model starts from {type(source).__name__}: set "
+            f"x0 of the data is {made} but the model starts from {type(source).__name__}: set "
             "source=empirical, which takes its points from the data"
         )
     if spec(start) != spec(source):

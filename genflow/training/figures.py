@@ -16,7 +16,8 @@ from genflow.training.module import Training
 
 class Figures(L.Callback):
     """Draws the flow (``samples.png``) and the losses (``loss.png``) after training, and the flow at
-    validations if asked; for weighted couplings also what they do to the data (``tilt.png``).
+    validations if asked; for weighted couplings also what they do to the data (``tilt.png``), and
+    where the laws are known mixtures the true error of the learned fields (``field_error.png``).
 
     Args:
         folder: where pictures go; those of validations into ``figures/`` below it.
@@ -67,6 +68,10 @@ class Figures(L.Callback):
             if self.losses:
                 curves = plot.curve(*map(list, zip(*self.losses)), self.evaluations)
                 self._write(trainer, pl_module, Path("loss.png"), curves)
+            data = getattr(trainer.datamodule, "data", None)
+            error = None if data is None else pl_module.field_error(data)
+            if error is not None:
+                self._write(trainer, pl_module, Path("field_error.png"), error.figure())
             bent = self.draw_tilt(trainer, pl_module)
             if bent is not None:
                 self._write(trainer, pl_module, Path("tilt.png"), bent)

@@ -17,7 +17,9 @@ from genflow.diagnostics import TiltReport
 from genflow.distance import Distance
 from genflow.loss import Loss
 from genflow.model import Model
+from genflow.oracle import FieldError, oracle_of
 from genflow.seeds import stream, stream_seed
+from genflow.source import Source
 from genflow.specs import fill, spec
 from genflow.tensors import check_marginals
 from genflow.version import __version__
@@ -77,6 +79,7 @@ class Training(L.LightningModule):
         self._loss_before = spec(loss)
         self._draw: torch.Generator | None = None
         self._tilt: tuple[Any, TiltReport | None] | None = None
+        self._field_error: tuple[Any, FieldError | None] | None = None
         self._random_state: dict[str, Any] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -110,6 +113,20 @@ class Training(L.LightningModule):
             xs = self.model.encode(*batch.xs)
             self._tilt = (key, self.loss.tilt(*xs, cond=batch.cond, generator=draw))
         return self._tilt[1]
+
+    @torch.no_grad()
+    def field_error(self, data: Any) -> FieldError | None:
+        """The true error of the learner's fields where the laws of ``data`` (a ``Data``) are known; the
+        last answer is kept for whoever asks again."""
+        key = (self.batches_seen, id(data))
+        if self._field_error is None or self._field_error[0] != key:
+            laws = data.marginals("test")
+            known = len(laws) == 2 and all(isinstance(law, Source) for law in laws)
+            oracle = oracle_of(self.model, self.loss, *laws) if known else None
+            draw = stream(self.seed, "oracle")
+            found = None if oracle is None else oracle.field_error(self.model, generator=draw)
+            self._field_error = (key, found)
+        return self._field_error[1]
 
     def rehearse(self, batch: Batch) -> None:
         """One loss and one sample, so that parts that do not fit are told before training.

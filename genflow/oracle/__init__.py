@@ -1,0 +1,12 @@
+"""Oracles: exact fields, densities and draws of interpolants, to check and to measure against."""
+
+from genflow.oracle.error import FieldError, KLBound, kl_bound
+from genflow.oracle.exact import Exact
+from genflow.oracle.joint import Joint
+from genflow.oracle.known import oracle_of
+from genflow.oracle.plans import entropic, gaussian, independent, mirrored, tilted
+
+__all__ = [
+    "Exact", "FieldError", "Joint", "KLBound", "entropic", "gaussian", "independent", "kl_bound",
+    "mirrored", "oracle_of", "tilted",
+]  # fmt: skip
