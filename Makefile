@@ -9,8 +9,9 @@ READY := .venv/.installed
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable ".[dev]"
-	# the peer that tests compare with; its own requirements (torchdyn, torchvision) are not needed
-	$(BIN)/pip install --quiet --no-deps torchcfm==1.0.7
+	# peers to compare with; their own requirements (torchdyn, torchvision) are not needed
+	$(BIN)/pip install --quiet --no-deps torchcfm==1.0.7 flow_matching==1.0.10
+	$(BIN)/pip install --quiet --no-deps torchsde==0.2.6 trampoline==0.1.2
 	touch $(READY)
 
 # trains the default experiment and leaves a figure, metrics and a checkpoint in runs/quickstart
@@ -35,6 +36,8 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.loop
 	$(BIN)/python -m benchmarks.imports
 	$(BIN)/python -m benchmarks.matching
+	$(BIN)/python -m benchmarks.sampling
+	$(BIN)/python -m benchmarks.likelihood
 
 clean:
 	rm -rf .venv runs dist

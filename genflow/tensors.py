@@ -26,6 +26,22 @@ def batch_time(t: Tensor | float, x: Tensor) -> Tensor:
     return t
 
 
+def path_time(t: Tensor | float, x: Tensor) -> Tensor:
+    """:func:`batch_time` of a path, whose clock runs from 0 to 1.
+
+    Raises:
+        ValueError: for times outside (looked at on the CPU alone: elsewhere it would wait).
+    """
+    t = batch_time(t, x)
+    if t.device.type == "cpu" and len(t):
+        least, most = torch.aminmax(t.detach())
+        if not 0 <= float(least) <= float(most) <= 1:  # also where one is NaN
+            raise ValueError(
+                f"t runs from {float(least):g} to {float(most):g}; times of a path must lie in [0, 1]"
+            )
+    return t
+
+
 def mean_event(x: Tensor) -> Tensor:
     """Mean over event dimensions: ``(B, *d) -> (B,)``."""
     return x.flatten(1).mean(1)

@@ -22,6 +22,8 @@ from genflow.interpolant import (
     Zero,
 )
 from genflow.model import Generator
+from genflow.network import MLP
+from genflow.oracle import Exact, independent
 from genflow.process import StochasticInterpolant
 from genflow.solver import Heun
 from genflow.source import Gaussian, GaussianMixture
@@ -39,7 +41,7 @@ MIRRORS = list(map(Mirror, WIDTHS))
 class Known(nn.Module):
     """The fields of a Gaussian pair in the plane, in closed form, by the names ``outputs``.
 
-    All rows share one time, as they do in a solver. With conditions, row by row those of ``laws[cond]``.
+    All rows share one time, as they do in a solver. With conditions, each row follows ``laws[cond]``.
     ``calls`` counts evaluations.
     """
 
@@ -133,3 +135,32 @@ def score(law: torch.distributions.Distribution, x: Tensor) -> Tensor:
     """Gradient of a log-density."""
     x = x.detach().requires_grad_()
     return torch.autograd.grad(law.log_prob(x).sum(), x)[0]
+
+
+def mixture_model(
+    path: Affine | None = None, kind=StochasticInterpolant, **factors: float
+) -> Generator:
+    """A model with the exact fields from ``START``, or noise on a one-sided path, to ``DATA``."""
+    path = BrownianBridge() if path is None else path
+    start = Gaussian(2).double() if isinstance(path, OneSided) else START
+    exact = Turned(Exact(independent(start, DATA), path), **factors)
+    return Generator(start, kind(exact, path), Heun(25)).double()
+
+
+def mlp_model(shape: Sequence[int] = (2,), outputs: Sequence[str] = ("velocity", "noise")) -> Generator:
+    """A small network of random weights, in float64."""
+    torch.manual_seed(0)
+    network = MLP(list(shape), 16, 2, "Tanh", outputs=list(outputs))
+    process = StochasticInterpolant(network, BrownianBridge())
+    return Generator(Gaussian(list(shape)), process, Heun(10)).double()
+
+
+def estimate(model: Generator, x: Tensor, epsilon: float | str, n: int) -> tuple[Tensor, Tensor]:
+    """Means of the density's estimate over ``n`` noisy paths, and their standard errors."""
+    rows = x.repeat_interleave(n, 0)
+    draws = model.log_prob(rows, epsilon=epsilon, steps=100, generator=seeded()).reshape(len(x), n)
+    return draws.mean(1), draws.std(1) / n**0.5
+
+
+def same(found: Tensor, want: Tensor, tolerance: float = 1e-3) -> None:
+    torch.testing.assert_close(found, want, atol=tolerance, rtol=0)

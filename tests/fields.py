@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from genflow.process import Process
+from genflow.solver import Field
 
 
 class Affine(nn.Module):
@@ -44,3 +45,17 @@ class Growing(Process):
 
     def diffusion(self, t: Tensor, x: Tensor, dw: Tensor) -> Tensor:
         return (2 * t).sqrt()[:, None] * dw
+
+
+class OneDraw(Field):
+    """A field whose noise is zero but for one draw of a step, number ``chosen``, of which it is the
+    standard deviation: a solver's ``step`` then tells the factor of that draw."""
+
+    def __init__(self, process, chosen=None, backward=False) -> None:
+        super().__init__(process, None, backward)
+        self.chosen, self.drawn = chosen, -1
+
+    def noise(self, t, x, length, generator=None):
+        self.drawn += 1
+        dw = torch.full_like(x, abs(length) ** 0.5 * (self.drawn == self.chosen))
+        return self.process.diffusion(self._rows(t, x), x, dw)

@@ -92,7 +92,7 @@ def test_the_gradient_of_the_score_stays_bounded(gamma, t, monkeypatch):
 @pytest.mark.parametrize("name", ["velocity", "noise", "score", "drift", "denoised", "rate"])
 @pytest.mark.parametrize("path", [BrownianBridge(0.8), Trigonometric(Quadratic())], ids=str)
 def test_the_minimiser_stays(path, name):
-    """Least squares over both halves of each pair, against the closed form: .06, as for single draws."""
+    """Least squares over both halves of each pair, against the closed form: .06, as for single ones."""
     target = {
         "velocity": Velocity(), "noise": Noise(), "score": Score(), "drift": Drift(0.5),
         "denoised": Denoised(), "rate": Rate(),

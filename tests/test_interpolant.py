@@ -13,6 +13,8 @@ from genflow.interpolant import (
     Constant,
     EncoderDecoder,
     Linear,
+    Mirror,
+    OneSided,
     Quadratic,
     SigmaDifference,
     SinSquared,
@@ -32,7 +34,13 @@ PATHS = [
     *map(Trigonometric, VANISHING), *map(VariancePreserving, BELOW_ONE),
     *map(EncoderDecoder, POSITIVE),
 ]  # fmt: skip
+SINGLE = [
+    OneSided(), OneSided(Trigonometric()), OneSided(VariancePreserving(Zero())),
+    *map(Mirror, POSITIVE),
+]  # fmt: skip
+"""Paths of one endpoint and noise."""
 every_path = pytest.mark.parametrize("path", PATHS, ids=str)
+every_rate = pytest.mark.parametrize("path", [*PATHS, *SINGLE], ids=str)
 every_width = pytest.mark.parametrize("gamma", [*VANISHING, Constant(0.2)], ids=str)
 precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 shapes = pytest.mark.parametrize("shape", [(2,), (1, 8, 8)], ids=str)
@@ -54,7 +62,7 @@ def assert_close(found, true, tolerance=1e-12):
     assert (found - true).abs().max() <= tolerance * scale
 
 
-@every_path
+@every_rate
 def test_rates_are_the_derivatives(path):
     t = inner_times()
     c = path.coefficients(t)
@@ -62,7 +70,7 @@ def test_rates_are_the_derivatives(path):
         assert_close(rate.detach(), derivative(value, t))
 
 
-@every_path
+@every_rate
 def test_product_of_width_and_rate(path):
     t = inner_times()
     c = path.coefficients(t)
@@ -71,7 +79,7 @@ def test_product_of_width_and_rate(path):
 
 
 @precisions
-@every_path
+@every_rate
 def test_finite_at_both_ends(path, dtype):
     for value in path.coefficients(torch.tensor([0.0, 1.0], dtype=dtype)):
         assert value.dtype == dtype and value.shape == (2,)
@@ -104,7 +112,7 @@ def test_widths_are_positive_inside(gamma):
 
 
 @precisions
-@every_path
+@every_rate
 def test_samples_are_finite_at_both_ends(path, dtype, generator):
     x0, x1 = torch.randn(2, 4, 3, generator=generator, dtype=dtype)
     sample = path.sample(torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=dtype), x0, x1, generator=generator)
@@ -113,7 +121,7 @@ def test_samples_are_finite_at_both_ends(path, dtype, generator):
 
 
 @shapes
-@every_path
+@every_rate
 @given(t=st.floats(0.02, 0.98))
 def test_velocity_is_the_derivative_of_the_path(path, shape, t):
     generator = torch.Generator().manual_seed(1)

@@ -197,5 +197,13 @@ def test_encode_standardises_what_is_data():
 
 
 def test_density_is_refused_with_a_reason():
-    with pytest.raises(NotImplementedError, match="gives samples but no density"):
-        affine().log_prob(torch.zeros(3, 2))
+    with pytest.raises(NotImplementedError, match="has noise but knows no score"):
+        affine(0.5).log_prob(torch.zeros(3, 2))
+    with pytest.raises(NotImplementedError, match="Moons has no density"):
+        affine(source=Moons()).log_prob(torch.zeros(3, 2))
+
+
+def test_other_event_shapes_are_refused():
+    for options in ({}, {"reverse": True}):
+        with pytest.raises(ValueError, match=r"x0 has event shape \(3,\), but .* made for \(2,\)"):
+            affine().sample(x0=torch.zeros(4, 3), **options)

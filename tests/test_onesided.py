@@ -163,7 +163,9 @@ def test_the_flow_of_a_mirror_is_the_identity(path):
     exact = Exact(independent(DATA, DATA), path)
     for times in ([0.0, 1.0], [1.0, 0.0]):
         grid = torch.linspace(*times, 41)
-        assert (RungeKutta().solve(StochasticInterpolant(exact, path), x, grid).x - x).abs().max() < 2e-3
+        assert (
+            RungeKutta().solve(StochasticInterpolant(exact, path), x, grid).x - x
+        ).abs().max() < 2e-3
 
 
 def test_half_way_a_mirror_is_as_wide_as_its_noise():
@@ -187,7 +189,8 @@ def test_noise_makes_new_samples_of_a_mirror():
 
 
 @pytest.mark.parametrize(
-    "path", [BrownianBridge(), EncoderDecoder(), Linear(sigma=0.1), VariancePreserving(), OneSided(), "x"]
+    "path",
+    [BrownianBridge(), EncoderDecoder(), Linear(sigma=0.1), VariancePreserving(), OneSided(), "x"],
 )
 def test_a_path_with_a_width_of_its_own_is_refused(path):
     with pytest.raises(ValueError, match="its noise is x0 itself"):

@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
-from fields import Affine, Growing, Oscillating
+from fields import Affine, Growing, OneDraw, Oscillating
 
 from genflow.process import SDE
-from genflow.solver import Adaptive, Euler, Heun, StochasticHeun
-from genflow.solver.base import Field
+from genflow.solver import Adaptive, Euler, Heun, RungeKutta, StochasticHeun
 
 MATRIX = [[-1.0, 3.0], [-2.0, 0.5]]
 X0 = torch.tensor([[1.0, -0.5], [0.2, 2.0], [0.0, 1.0]], dtype=torch.float64)
-ODE_SOLVERS = [Euler(), Heun(), StochasticHeun(), Adaptive()]
+ODE_SOLVERS = [Euler(), Heun(), RungeKutta(), StochasticHeun(), Adaptive()]
+ORDERS = [(Euler, 1), (Heun, 2), (StochasticHeun, 2), (RungeKutta, 4)]
 THETA = 1.0
 
 
@@ -34,13 +34,13 @@ def orders(errors):
     return [math.log2(a / b) for a, b in zip(errors, errors[1:])]
 
 
-@pytest.mark.parametrize("make, order", [(Euler, 1), (Heun, 2), (StochasticHeun, 2)])
+@pytest.mark.parametrize("make, order", ORDERS)
 def test_order_on_a_linear_ode(make, order):
     errors = [float((run(make(n), ode()).x - flow()).abs().max()) for n in (100, 200, 400)]
     assert orders(errors) == pytest.approx([order, order], abs=0.1)
 
 
-@pytest.mark.parametrize("make, order", [(Euler, 1), (Heun, 2), (StochasticHeun, 2)])
+@pytest.mark.parametrize("make, order", ORDERS)
 def test_order_with_a_drift_that_depends_on_time(make, order):
     # a stage at the wrong time would cost an order
     truth = X0 * math.exp(math.sin(5) / 5)
@@ -68,20 +68,17 @@ def test_adaptive_approaches_the_flow(method, tolerance):
 def moments_of_solver(solver, process, n):
     """Mean and variance at t = 1 from X(0) = 1 in one dimension, for a drift linear in x, no sampling.
 
-    A step is then x -> a x + b + c xi: a, b, c are read off the solver's own ``step``.
+    A step is then x -> a x + sum_j c_j xi_j: the factors are read off the solver's own ``step``.
     """
     mean, variance = 1.0, 0.0
     zero, one = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
-    xi = torch.randn(1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-    def step(x, k):
-        draw = torch.Generator().manual_seed(0)
-        return float(solver.step(Field(process), k / n, (k + 1) / n, x, draw))
+    def step(x, k, draw=None):
+        return float(solver.step(OneDraw(process, draw), k / n, (k + 1) / n, x))
 
     for k in range(n):
-        noisy = step(zero, k)  # c xi, since the drift vanishes at zero
-        a, c = step(one, k) - noisy, noisy / float(xi)
-        mean, variance = a * mean, a**2 * variance + c**2
+        a = step(one, k)  # the drift vanishes at zero
+        mean, variance = a * mean, a**2 * variance + sum(step(zero, k, j) ** 2 for j in range(3))
     return mean, variance
 
 
@@ -104,18 +101,18 @@ def test_weak_order_on_an_ornstein_uhlenbeck_process(solver, order):
 
 
 def test_weak_order_with_noise_that_depends_on_time():
-    # the noise is taken at the midpoint; at the left point the order falls to 1
+    # noise of both ends; a shift by half a step, to the right end, costs an order
     truth = (1 + math.exp(-2)) / 2
-    _, midpoint = weak_orders(StochasticHeun(), Growing(), math.exp(-1), truth)
-    assert midpoint == pytest.approx([2, 2], abs=0.15)
+    _, both = weak_orders(StochasticHeun(), Growing(), math.exp(-1), truth)
+    assert both == pytest.approx([2, 2], abs=0.15)
 
-    class LeftPoint(Growing):
+    class RightPoint(Growing):
         def diffusion(self, t, x, dw):
-            return super().diffusion(t - self.half, x, dw)
+            return super().diffusion(t + self.half, x, dw)
 
     errors = []
     for n in (40, 80, 160):
-        process = LeftPoint()
+        process = RightPoint()
         process.half = 0.5 / n
         errors.append(abs(moments_of_solver(StochasticHeun(), process, n)[1] - truth))
     assert max(orders(errors)) < 1.3
@@ -132,7 +129,9 @@ def test_samples_of_an_sde_have_the_moments_of_the_recursion(solver, generator):
     assert abs(x.var() - variance) < 4 * variance * (2 / n) ** 0.5
 
 
-@pytest.mark.parametrize("solver", [Euler(4_000), Heun(200), StochasticHeun(200), Adaptive(1e-7, 1e-7)])
+@pytest.mark.parametrize(
+    "solver", [Euler(4_000), Heun(200), RungeKutta(40), StochasticHeun(200), Adaptive(1e-7, 1e-7)]
+)
 def test_reverse_undoes_forward(solver):
     process = ode()
     forward = run(solver, process).x
@@ -160,7 +159,7 @@ def test_trajectory_of_an_adaptive_solver_lies_on_the_flow():
         torch.testing.assert_close(state, flow(t), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("make, calls", [(Euler, 1), (Heun, 2), (StochasticHeun, 2)])
+@pytest.mark.parametrize("make, calls", [(Euler, 1), (Heun, 2), (StochasticHeun, 2), (RungeKutta, 4)])
 def test_evaluations_are_counted(make, calls):
     assert run(make(7), ode()).nfe == 7 * calls
     assert run(make(7), ode(), times=[0.0, 0.5, 1.0]).nfe == 2 * calls
@@ -232,7 +231,18 @@ def test_an_sde_does_not_run_backwards(solver):
         solver.grid(process, None, reverse=True)
 
 
-@pytest.mark.parametrize("solver", [Heun(), Adaptive()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver, stand_in",
+    [
+        (Euler(5), Euler(5)), (StochasticHeun(5), StochasticHeun(5)), (Heun(5), StochasticHeun(5)),
+        (RungeKutta(5), StochasticHeun(5)), (Adaptive(steps=5), StochasticHeun(5)),
+    ],
+)  # fmt: skip
+def test_every_solver_knows_one_for_noise(solver, stand_in):
+    assert solver.for_noise() == stand_in
+
+
+@pytest.mark.parametrize("solver", [Heun(), RungeKutta(), Adaptive()], ids=lambda s: type(s).__name__)
 def test_ode_solvers_refuse_noise(solver):
     with pytest.raises(ValueError, match="is for ODEs; this process has noise"):
         run(solver, SDE(Affine(MATRIX), sigma=0.1))
@@ -243,6 +253,7 @@ def test_ode_solvers_refuse_noise(solver):
     [
         (lambda: Euler(0), "steps must be a whole number"),
         (lambda: Heun(1.5), "steps must be a whole number"),
+        (lambda: RungeKutta(0), "steps must be a whole number"),
         (lambda: StochasticHeun(-1), "steps must be a whole number"),
         (lambda: Adaptive(rtol=0.0), "rtol must be positive"),
         (lambda: Adaptive(method="rk4"), "method must be one of dopri5"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from genflow.checks import non_negative, positive
 from genflow.interpolant.base import Affine, Coefficients, PathSample
 from genflow.interpolant.gamma import Brownian, Constant, Gamma, Zero
-from genflow.tensors import batch_time, expand
+from genflow.tensors import expand, path_time
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Linear(Affine):
             return super().sample(t, *xs, noise=noise, generator=generator)
         # the commonest path of all: two kernels instead of nine
         x0, x1 = self._ends(xs)
-        t = batch_time(t, x1)
+        t = path_time(t, x1)
         rate, nothing = x1 - x0, x1.new_zeros(())
         wide = expand(t, x1)
         x, width = torch.addcmul(x0, wide, rate), nothing.expand_as(wide)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genflow.tensors import batch_time, expand, randn_like
+from genflow.tensors import expand, path_time, randn_like
 
 
 class Coefficients(NamedTuple):
@@ -137,7 +137,7 @@ class Affine(Interpolant):
         generator: torch.Generator | None = None,
     ) -> PathSample:
         x0, x1 = self._ends(xs)
-        t = batch_time(t, x1)
+        t = path_time(t, x1)
         c = Coefficients(*(expand(v, x1) for v in self.coefficients(t)))
         x = c.alpha * x0 + c.beta * x1
         rate = c.dalpha * x0 + c.dbeta * x1

@@ -116,7 +116,7 @@ class Matching(Loss):
                 f"Matching(field_weights={dict(weights)}): give one weight for each field of the "
                 f"target dict, which has {sorted(names)}"
             )
-        non_negative(self, **weights)
+        non_negative(self, **{f"field_weights.{name}": weight for name, weight in weights.items()})
 
     def check(self, learner: Learner) -> None:
         if isinstance(learner, StochasticInterpolant):
@@ -250,16 +250,21 @@ class Matching(Loss):
         if not isinstance(draw.target, dict):
             return self._error(output, draw.target, draw)
         if not isinstance(output, Mapping) or output.keys() != draw.target.keys():
-            got = sorted(output) if isinstance(output, Mapping) else type(output).__name__
+            got = f"has {sorted(output)}" if isinstance(output, Mapping) else "returns one tensor"
             raise ValueError(
-                f"Matching: the learner must return a dict with keys {sorted(draw.target)}, got {got}"
+                f"Matching learns the fields {list(draw.target)}, but the learner {got}; use a network "
+                f"with outputs=[{', '.join(draw.target)}], or another target"
             )
         shares = self.field_weights or dict.fromkeys(draw.target, 1.0)
         errors = [shares[k] * self._error(output[k], v, draw) for k, v in draw.target.items()]
         return torch.stack(errors).sum()
 
-    @staticmethod
-    def _error(output: Tensor, target: Tensor, draw: Regression) -> Tensor:
+    def _error(self, output: Tensor, target: Tensor, draw: Regression) -> Tensor:
+        if isinstance(output, Mapping):
+            raise ValueError(
+                f"Matching: the learner returned the fields {sorted(output)}, but the target is one, "
+                f"{self.target}; use a network with outputs=null, or a dict of targets"
+            )
         if output.shape != target.shape:
             raise ValueError(
                 f"Matching: the learner returned {tuple(output.shape)}, expected "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -185,7 +186,7 @@ class Generator(Likelihood):
                 f"edit needs the interpolant of the training, which {_name(self.process)} does not "
                 "keep; use a StochasticInterpolant"
             )
-        if not 0 <= t < 1:
+        if not isinstance(t, Real) or not 0 <= t < 1:
             raise ValueError(f"edit(t={t!r}): t must lie in [0, 1)")
         process = self._process(epsilon)
         solver = self._solver(solver, steps, None, process)
@@ -196,6 +197,8 @@ class Generator(Likelihood):
         x0 = self.start(len(x1), cond, generator)
         turned = interpolant.sample(t, x0, x1, generator=generator).x
         times = torch.linspace(t, 1, solver.steps + 1, dtype=torch.float64)
+        if callable(epsilon):
+            self._process(epsilon, torch.cat([times, (times[1:] + times[:-1]) / 2]))
         return self._join([solver.solve(process, turned, times, cond, generator)], False).x
 
     def _process(self, epsilon: Epsilon | None, times: Tensor | None = None) -> Process:
@@ -209,6 +212,9 @@ class Generator(Likelihood):
         return self.process.with_epsilon(epsilon, times)
 
     def _check_event(self, name: str, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or x.ndim < 2 or len(x) == 0:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{name} must be a tensor (n, *d) of at least one row, got {got}")
         shape = self.source.shape
         if shape is not None and tuple(x.shape[1:]) != tuple(shape):
             raise ValueError(

@@ -188,6 +188,8 @@ def _log_prob(
         cond = None if cond is None else cond.repeat_interleave(options.paths, 0)
     density = options.follow(process, x, generator)
     grid = solver.grid(density, None, reverse=True)
+    if callable(options.epsilon):
+        process.with_epsilon(options.epsilon, torch.cat([grid, (grid[1:] + grid[:-1]) / 2]))
     y = solver.solve(density, density.pack(x), grid, cond, generator).x
     start, change = density.unpack(y)
     # the integral ran from 1 to 0, and has the sign of that

@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 from genflow.coupling import Gibbs, Sinkhorn
-from genflow.interpolant import Affine
+from genflow.interpolant import Affine, Mirror, OneSided
 from genflow.model import Generator
 from genflow.oracle.exact import Exact
-from genflow.oracle.plans import entropic, independent, tilted
+from genflow.oracle.plans import entropic, independent, mirrored, tilted
 from genflow.source import Source
 from genflow.transform import Identity
 
@@ -18,8 +18,9 @@ def oracle_of(model: Generator, loss: Any, x0: Source, x1: Source) -> Exact | No
     """The exact fields that a training aims at, or ``None`` where they are not known.
 
     Known are mixtures of Gaussians (``Source.components``) along affine interpolants, with independent
-    pairs; with uncorrected ``Gibbs`` weights of the squared distance; and with ``Sinkhorn`` pairs
-    between single Gaussians, up to the bias of their batches.
+    pairs (on ``OneSided`` and ``Mirror`` paths ``x1`` alone counts); with uncorrected ``Gibbs`` weights
+    of the squared distance; and with ``Sinkhorn`` pairs between single Gaussians, up to the bias of
+    their batches.
 
     Args:
         model: what is trained.
@@ -30,6 +31,8 @@ def oracle_of(model: Generator, loss: Any, x0: Source, x1: Source) -> Exact | No
     if not isinstance(interpolant, Affine) or coupling is None:
         return None
     try:
+        if isinstance(interpolant, OneSided | Mirror):
+            return Exact(mirrored(x1), interpolant, x1.shape)
         ends = x0.components(), x1.components()
     except (AttributeError, NotImplementedError):  # tables and laws that are no mixtures
         return None

@@ -84,8 +84,10 @@ class StochasticInterpolant(Process):
             )
         self.fields, self.interpolant, self.taper = fields, interpolant, taper
         self.epsilon: Epsilon = epsilon
-        self._lazy = "only" in inspect.signature(fields.forward).parameters
         self._check_fields()
+        # looked up once: an ODE asks at every step
+        alone = "only" in inspect.signature(fields.forward).parameters
+        self._only = ("velocity",) if alone and "velocity" in (self._outputs() or ()) else None
 
     @property
     def stochastic(self) -> bool:
@@ -116,9 +118,8 @@ class StochasticInterpolant(Process):
     def forward(
         self, t: Tensor, x: Tensor, cond: Tensor | None = None, only: Collection[str] | None = None
     ) -> dict[str, Tensor]:
-        options = {"only": only} if only is not None else {}
         args = (t, x) if cond is None else (t, x, cond)
-        return self.fields(*args, **options)
+        return self.fields(*args) if only is None else self.fields(*args, only=only)
 
     def drift(
         self, t: Tensor, x: Tensor, cond: Tensor | None = None, at: Moment | None = None
@@ -150,7 +151,7 @@ class StochasticInterpolant(Process):
         self, t: Tensor, x: Tensor, cond: Tensor | None = None, at: Moment | None = None
     ) -> Tensor:
         """Velocity of the probability-flow ODE, ``(B, *d)``."""
-        found = self(t, x, cond, self._only(("velocity",)))
+        found = self.forward(t, x, cond, self._only)
         if "velocity" in found:
             return found["velocity"]
         at = self._moment(t) if at is None else at
@@ -165,8 +166,8 @@ class StochasticInterpolant(Process):
         return self._noise(self(t, x, cond), self._moment(t), x)
 
     def score(self, t: Tensor, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Score of the marginal at ``t``, ``(B, *d)``; at the very ends, where the width vanishes, it is
-        lowered with it.
+        """Score of the marginal at ``t``, ``(B, *d)``; at the very ends, where the width vanishes, it
+        is lowered with it.
 
         Raises:
             ValueError: if the fields know none.
@@ -204,13 +205,6 @@ class StochasticInterpolant(Process):
     def _outputs(self) -> set[str] | None:
         names = getattr(self.fields, "outputs", None)
         return None if names is None else set(names)
-
-    def _only(self, names: tuple[str, ...]) -> tuple[str, ...] | None:
-        """Names to ask for, where the fields can be evaluated one by one."""
-        outputs = self._outputs()
-        if outputs is None or not outputs >= {*names}:
-            return None
-        return names if self._lazy else None
 
     def _single(self) -> bool:
         """Whether the noise and one endpoint are all that enters a path."""
@@ -251,7 +245,8 @@ class StochasticInterpolant(Process):
         )
 
     def _floor(self, fraction: float) -> float:
-        if "_widest" not in self.__dict__:
+        learns = isinstance(self.interpolant, nn.Module)  # its widest place may move
+        if learns or "_widest" not in self.__dict__:
             grid = torch.linspace(0, 1, 201, dtype=torch.float64)
             self._widest = float(self.interpolant.coefficients(grid).gamma.detach().max())
         return fraction * self._widest
@@ -264,7 +259,7 @@ class StochasticInterpolant(Process):
     def _terms(
         self, t: Tensor, x: Tensor, cond: Tensor | None, at: Moment | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        found, at = self(t, x, cond), self._moment(t) if at is None else at
+        found, at = self.forward(t, x, cond), self._moment(t) if at is None else at
         noise = self._noise(found, at, x)
         return self._velocity(found, noise, at, x), noise, at.over(at.ratio, x)
 

@@ -1,8 +1,8 @@
 r"""How much noise a stochastic interpolant is sampled with, :math:`\epsilon(t)`.
 
 Every :math:`\epsilon(t) \ge 0` passes the same laws, so it is chosen when sampling, and may be lowered
-where a learned score cannot be trusted. Only the ratio :math:`\epsilon/\gamma` meets the learned noise, and
-it never divides by zero.
+where a learned score cannot be trusted. Only the ratio :math:`\epsilon/\gamma` meets the learned noise,
+and it never divides by zero.
 """
 
 from __future__ import annotations

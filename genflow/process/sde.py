@@ -32,7 +32,7 @@ class SDE(Process):
         return self.network(t, x) if cond is None else self.network(t, x, cond)
 
     def drift(self, t: Tensor, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self(t, x, cond)
+        return self.forward(t, x, cond)
 
     def diffusion(self, t: Tensor, x: Tensor, dw: Tensor) -> Tensor:
         return self.sigma * dw

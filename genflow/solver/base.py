@@ -57,18 +57,22 @@ class Field:
         self.calls += 1
         return self._drift(self._rows(t, x), x, self.cond, **self._ahead.get(t, {}))
 
-    def noise(self, s: float, t: float, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The diffusion over ``[s, t]``, taken at its midpoint; zeros for an ODE.
-
-        At the midpoint stochastic Heun keeps weak order 2 for time-dependent noise.
-        """
+    def noise(
+        self,
+        t: float,
+        x: Tensor,
+        length: float,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The diffusion at ``t`` applied to a Brownian increment over ``length``; zeros for an ODE."""
         if not self.stochastic:
             return torch.zeros_like(x)
+        device = draw_device(generator, x.device)
         # scaled as it is drawn: a product with a number costs more than the draw
-        device, middle = draw_device(generator, x.device), (s + t) / 2
-        dw = torch.empty(x.shape, dtype=x.dtype, device=device)
-        dw = dw.normal_(0, abs(t - s) ** 0.5, generator=generator).to(x.device)
-        return self.process.diffusion(self._rows(middle, x), x, dw, **self._ahead.get(middle, {}))
+        scale = abs(length) ** 0.5
+        dw = torch.normal(0.0, scale, x.shape, generator=generator, dtype=x.dtype, device=device)
+        dw = dw.to(x.device)
+        return self.process.diffusion(self._rows(t, x), x, dw, **self._ahead.get(t, {}))
 
     @staticmethod
     def _rows(t: float | Tensor, x: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Euler(Stepper):
     ) -> Tensor:
         process = Field.of(process)
         moved = torch.add(x, process.drift(s, x), alpha=t - s)
-        return moved + process.noise(s, t, x, generator) if process.stochastic else moved
+        return moved + process.noise((s + t) / 2, x, t - s, generator) if process.stochastic else moved
 
 
 def _no_noise(solver: Solver, process: Process) -> None:
@@ -121,6 +121,9 @@ class StochasticHeun(Stepper):
     r"""Stochastic Heun of weak order 2 for additive noise:
     :math:`X' = X + \frac h2 [f(t,X) + f(t+h, X + hf + \xi)] + \xi`.
 
+    The variance of the noise :math:`\xi` is the mean of those at both ends of the step, where the drift
+    is looked at too: noise that is compensated by a score must fade where that does.
+
     Args:
         steps: number of equal steps where no grid is given.
     """
@@ -139,8 +142,10 @@ class StochasticHeun(Stepper):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         process = Field.of(process)
-        noise = process.noise(s, t, x, generator)
+        moved, half = x, (t - s) / 2
+        if process.stochastic:
+            ends = process.noise(s, x, half, generator), process.noise(t, x, half, generator)
+            moved = x + ends[0] + ends[1]
         first = process.drift(s, x)
-        moved = x + noise
         second = process.drift(t, torch.add(moved, first, alpha=t - s))
-        return torch.add(moved, first + second, alpha=(t - s) / 2)
+        return torch.add(moved, first + second, alpha=half)

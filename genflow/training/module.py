@@ -79,7 +79,6 @@ class Training(L.LightningModule):
         self._loss_before = spec(loss)
         self._draw: torch.Generator | None = None
         self._tilt: tuple[Any, TiltReport | None] | None = None
-        self._field_error: tuple[Any, FieldError | None] | None = None
         self._random_state: dict[str, Any] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -114,19 +113,14 @@ class Training(L.LightningModule):
             self._tilt = (key, self.loss.tilt(*xs, cond=batch.cond, generator=draw))
         return self._tilt[1]
 
-    @torch.no_grad()
     def field_error(self, data: Any) -> FieldError | None:
-        """The true error of the learner's fields where the laws of ``data`` (a ``Data``) are known; the
-        last answer is kept for whoever asks again."""
-        key = (self.batches_seen, id(data))
-        if self._field_error is None or self._field_error[0] != key:
-            laws = data.marginals("test")
-            known = len(laws) == 2 and all(isinstance(law, Source) for law in laws)
-            oracle = oracle_of(self.model, self.loss, *laws) if known else None
-            draw = stream(self.seed, "oracle")
-            found = None if oracle is None else oracle.field_error(self.model, generator=draw)
-            self._field_error = (key, found)
-        return self._field_error[1]
+        """The true error of the learner's fields where the laws of ``data`` (a ``Data``) are known."""
+        laws = data.marginals("test")
+        known = len(laws) == 2 and all(isinstance(law, Source) for law in laws)
+        oracle = oracle_of(self.model, self.loss, *laws) if known else None
+        if oracle is None:
+            return None
+        return oracle.field_error(self.model, generator=stream(self.seed, "oracle"))
 
     def rehearse(self, batch: Batch) -> None:
         """One loss and one sample, so that parts that do not fit are told before training.
@@ -163,7 +157,7 @@ class Training(L.LightningModule):
                 "lower the learning rate or clip gradients (trainer.gradient_clip_val); "
                 "checkpoints written so far are untouched"
             )
-        self.batches_seen, self.last_loss = step + 1, value
+        self.batches_seen, self.last_loss, self.started = step + 1, value, True
         if step % self.trainer.log_every_n_steps == 0:
             self.log("train/loss", value, prog_bar=True)
         if not self.automatic_optimization:
@@ -255,7 +249,7 @@ class Training(L.LightningModule):
             self._follow()
 
     def on_train_start(self) -> None:
-        self.started = True
+        self.started = self.batches_seen > 0  # the first batch still tells what does not fit
         if not self.automatic_optimization:
             self._stop_manual_run()
         if self._random_state is not None:

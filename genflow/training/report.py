@@ -32,7 +32,7 @@ PACKAGES = ("torch", "lightning", "hydra-core", "pot", "torchdiffeq")
 class Report(L.Callback):
     """Evaluates the averaged model after training.
 
-    ``metrics.json`` then holds
+    ``metrics.json`` then holds (``null`` for a number that is not finite)
 
     - ``w2``, ``w2_euler5``: exact W2 between samples and test data, with the model's solver and
       with five Euler steps; ``w2_floor``: the same between two samples of the data;
@@ -87,11 +87,12 @@ class Report(L.Callback):
             print(f"\nevaluating {self.n} samples against test data ...", flush=True)
             training = pl_module.model.training
             pl_module.model.eval()
-            self.metrics = self.evaluate(trainer, pl_module)
+            found = self.evaluate(trainer, pl_module)
+            self.metrics = {name: _finite(value) for name, value in found.items()}
             pl_module.model.train(training)
             folder = Path(self.folder)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
+            (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
             print("\n" + table(self.metrics))
             if self.metrics.get("note"):
                 print(f"\n  note: {self.metrics['note']}")
@@ -189,16 +190,20 @@ def _paths(training: Training, test: Batch) -> dict[str, Any]:
     }
 
 
+def _finite(value: Any) -> Any:
+    """``None`` for a number that JSON does not know."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _likelihood(training: Training, test: Batch) -> dict[str, float]:
     x, cond = test.xs[-1][:LIKELIHOODS], test.cond
     if x[0].numel() > EXACT:
         return {}
     cond = None if cond is None else cond[:LIKELIHOODS]
     try:
-        value = float(training.model.log_prob(x, cond).mean())
+        return {"log_prob": float(training.model.log_prob(x, cond).mean())}
     except (AttributeError, NotImplementedError):
         return {}
-    return {"log_prob": value if math.isfinite(value) else None}  # JSON knows no infinity
 
 
 def _field_error(training: Training, data: Any) -> dict[str, float]:
