@@ -188,6 +188,6 @@ axis.legend(frameon=False, loc="upper center", fontsize=8)
 axis.grid(alpha=0.3)
 
 # %% [markdown]
-# Little noise already mends what the ODE leaves wrong, and beyond the bound's choice it gets worse:
-# errors of the score grow, and 75 steps no longer suffice. The bound knows the fields alone, at times
-# from 0.01 to 0.99, and it is cautious; as a choice of the noise it is a good one.
+# A little noise mends some of what the ODE leaves wrong. Much noise does harm: it follows the score alone,
+# errors and all, and needs more steps than these 75, even with exact fields. The bound is cautious, as
+# bounds are; as a choice of the noise it is a good one.

@@ -10,8 +10,11 @@ from toy_training import equal, stored
 import genflow
 from genflow.interpolant import Brownian, Linear, Trigonometric
 from genflow.loss import Matching
+from genflow.model import Generator
 from genflow.network import MLP
 from genflow.process import StochasticInterpolant
+from genflow.solver import Heun
+from genflow.source import Gaussian
 from genflow.target import Denoised, Noise, Rate, Score, Velocity
 from genflow.training.cli import run
 
@@ -116,11 +119,11 @@ REFUSED = {
         ["fields by name", "Velocity()", "target=velocity_noise"],
     ),
     "a network of one tensor": (
-        [GMM, "network.outputs=null"], ["returns one tensor", "outputs=[velocity, noise]"]
+        [GMM, "network.outputs=null"], ["one tensor", "outputs=[velocity, noise]"]
     ),
     "a network of other fields": (
         [GMM, "network.outputs=[velocity,score]"],
-        ["has ['score', 'velocity']", "outputs=[velocity, noise]"],
+        ["got ['score', 'velocity']", "outputs=[velocity, noise]"],
     ),
     "fields of an SDE": (
         ["experiment=cfm", "network.outputs=[velocity,noise]"],
@@ -129,6 +132,9 @@ REFUSED = {
     "targets of an SDE": (
         ["experiment=cfm", "gamma=brownian", "target=velocity_noise", "network=velocity_noise"],
         ["SDE(sigma=0.0)", "target=velocity"],
+    ),
+    "pairs parted": (
+        ["experiment=inpainting", "coupling=exact_ot"], ["ExactOT", "coupling=independent"]
     ),
     "negative noise": ([GMM, "process.epsilon=-1"], ["epsilon=-1", ">= 0", "'gamma'"]),
     "unknown noise": ([GMM, "process.epsilon=gama"], ["epsilon='gama'", "'gamma_squared'"]),
@@ -226,6 +232,13 @@ def test_field_weights_weigh_the_losses(weights, antithetic, generator):
 def test_field_weights_must_fit(target, weights):
     with pytest.raises(ValueError, match="field_weights"):
         Matching(PATH, target=target, field_weights=weights)
+
+
+def test_a_network_of_one_tensor_is_told_when_sampling():
+    model = Generator(Gaussian(2), StochasticInterpolant(MLP(2, 8), PATH), Heun(5))
+    for ask in (model.sample, model.sample_with_log_prob):
+        with pytest.raises(ValueError, match=r"one tensor.*use outputs=\[velocity, noise\]"):
+            ask(3)
 
 
 def test_a_killed_run_resumes_to_the_same_fields(tmp_path):

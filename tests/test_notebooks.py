@@ -30,6 +30,7 @@ def test_notebook_equals_its_script(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # a kernel shows figures inline unless told not to
     shutil.copy(path, tmp_path)
     notebook = jupytext.read(tmp_path / path.name)
     client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}})

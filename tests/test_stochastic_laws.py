@@ -167,11 +167,13 @@ def test_stochastic_heun_beats_euler_at_equal_steps(path, epsilon, reverse):
     zero, eye = torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
     law = Pair(zero, eye * torch.tensor([1.0, 0.5]), zero, eye * torch.tensor([0.5, 2.0]), 0 * eye)
     process = StochasticInterpolant(Known(law, path), path, epsilon)
+    found = []
     for steps in (25, 50):
         solvers = Euler(steps), StochasticHeun(steps)
         errors = [covariance_error(solver, process, reverse) for solver in solvers]
         assert errors[1] < errors[0] / 2
-    assert errors[1] < 6e-3
+        found.append(errors[1])
+    assert found[1] < 1e-3 and found[0] > 2.6 * found[1]  # order two; at order one the factor is 2
 
 
 @pytest.mark.parametrize("path", [BrownianBridge(0.7), Trigonometric(SinSquared())], ids=str)
@@ -212,7 +214,6 @@ def test_a_constant_epsilon_falls_with_the_width():
     t = torch.tensor([0.0, 0.25 * 0.1**2, 0.5, 1.0], dtype=torch.float64)
     one = torch.ones(4, 1, dtype=torch.float64)
     applied = process.diffusion(t, one, one).flatten() ** 2 / 2
-    # half the largest width is a twentieth below a tenth of it
-    width = (t * (1 - t)).sqrt()
-    torch.testing.assert_close(applied, 2.0 * (width / 0.05).clamp_max(1))
+    # the largest width is a half, a tenth of it 0.05
+    torch.testing.assert_close(applied, 2.0 * (t * (1 - t) / 0.05**2).clamp_max(1))
     assert applied[0] == applied[3] == 0 and applied[2] == 2

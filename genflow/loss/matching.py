@@ -250,10 +250,10 @@ class Matching(Loss):
         if not isinstance(draw.target, dict):
             return self._error(output, draw.target, draw)
         if not isinstance(output, Mapping) or output.keys() != draw.target.keys():
-            got = f"has {sorted(output)}" if isinstance(output, Mapping) else "returns one tensor"
+            got = sorted(output) if isinstance(output, Mapping) else "one tensor"
             raise ValueError(
-                f"Matching learns the fields {list(draw.target)}, but the learner {got}; use a network "
-                f"with outputs=[{', '.join(draw.target)}], or another target"
+                f"Matching: the learner must return a dict with keys {sorted(draw.target)}, got {got}; "
+                f"use a network with outputs=[{', '.join(draw.target)}], or another target"
             )
         shares = self.field_weights or dict.fromkeys(draw.target, 1.0)
         errors = [shares[k] * self._error(output[k], v, draw) for k, v in draw.target.items()]

@@ -212,7 +212,7 @@ class Generator(Likelihood):
         return self.process.with_epsilon(epsilon, times)
 
     def _check_event(self, name: str, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or x.ndim < 2 or len(x) == 0:
+        if not isinstance(x, Tensor) or x.ndim == 0 or len(x) == 0:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{name} must be a tensor (n, *d) of at least one row, got {got}")
         shape = self.source.shape

@@ -55,8 +55,9 @@ class StochasticInterpolant(Process):
         interpolant: the affine interpolant of the training.
         epsilon: unless ``sample`` is told otherwise: a number (0 is the ODE), ``"gamma"`` or
             ``"gamma_squared"``. Functions of the time are given when sampling.
-        taper: a constant ``epsilon`` falls with the width where that is below this fraction of its
-            maximum: the law stays, and errors of the noise near both ends are not blown up.
+        taper: where the width is below this fraction of its maximum, a constant ``epsilon`` falls with
+            the square of the width: the law stays, and errors of the noise near both ends are not
+            blown up.
 
     Raises:
         TypeError, ValueError: for an interpolant that is not affine, fields that do not suffice, and an
@@ -119,7 +120,10 @@ class StochasticInterpolant(Process):
         self, t: Tensor, x: Tensor, cond: Tensor | None = None, only: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         args = (t, x) if cond is None else (t, x, cond)
-        return self.fields(*args) if only is None else self.fields(*args, only=only)
+        found = self.fields(*args) if only is None else self.fields(*args, only=only)
+        if isinstance(found, Tensor):
+            raise ValueError(self._no_velocity(["one tensor"]))
+        return found
 
     def drift(
         self, t: Tensor, x: Tensor, cond: Tensor | None = None, at: Moment | None = None
@@ -233,7 +237,7 @@ class StochasticInterpolant(Process):
     @staticmethod
     def _no_velocity(names: Collection[str]) -> str:
         return (
-            f"StochasticInterpolant: the fields {sorted(names)} give no velocity; use "
+            f"StochasticInterpolant: the fields {sorted(names)} give no velocity by name; use "
             "outputs=[velocity, noise]"
         )
 

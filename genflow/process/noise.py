@@ -57,12 +57,14 @@ def check_values(epsilon: Epsilon, times: Tensor) -> None:
 def amount(epsilon: Epsilon, t: Tensor, gamma: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     r""":math:`\epsilon` and :math:`\epsilon/\gamma` at times ``t (B,)`` of widths ``gamma (B,)``.
 
-    Numbers and functions are lowered by :math:`\gamma/` ``floor`` where the width is below ``floor``.
+    Where the width is below ``floor``, numbers and functions are lowered with its square: the pull of
+    the score on data without spread, :math:`\epsilon/\gamma^2`, then stays bounded.
     """
     if epsilon == "gamma":
         return gamma, torch.ones_like(gamma)
     if epsilon == "gamma_squared":
         return gamma**2, gamma
     value = epsilon(t) if callable(epsilon) else epsilon
-    ratio = torch.as_tensor(value, dtype=t.dtype, device=t.device) / gamma.clamp_min(floor)
+    wide = gamma.clamp_min(floor)
+    ratio = torch.as_tensor(value, dtype=t.dtype, device=t.device) / wide * (gamma / wide)
     return ratio * gamma, ratio

@@ -10,6 +10,7 @@ import torch
 from genflow.checks import count
 from genflow.data import Batch, Batches, Data, Passes, Table, draw_rows
 from genflow.data.base import FromLast, Marginal
+from genflow.loss import Loss
 from genflow.model import Model
 from genflow.source import Empirical
 from genflow.specs import spec
@@ -62,7 +63,9 @@ class DataModule(L.LightningDataModule):
                 "steps_per_epoch, or measure the run in trainer.max_steps"
             )
         if isinstance(training, Training):
-            check_start(self.data.marginals("train")[0], training.model)
+            start = self.data.marginals("train")[0]
+            check_start(start, training.model)
+            check_pairs(start, training.loss)
             pilot = self.rows("train", PILOT).to(training.model.device)
             training.prepare(*pilot.xs, cond=pilot.cond)
             training.rehearse(first.to(training.model.device))
@@ -138,6 +141,20 @@ def check_start(start: Marginal, model: Model) -> None:
         raise ValueError(
             f"x0 of the data is {spec(start)} but the model starts from {spec(source)}; they must be "
             "the same source"
+        )
+
+
+def check_pairs(start: Marginal, loss: Loss) -> None:
+    """Refuse a coupling that would part rows which belong together.
+
+    Raises:
+        ValueError: for starts that are made from the data, with other than independent pairs.
+    """
+    coupling = getattr(loss, "coupling", None)
+    if isinstance(start, FromLast) and not getattr(coupling, "independent", True):
+        raise ValueError(
+            f"x0 of the data is made from x1, row by row, and {type(coupling).__name__} would pair the "
+            "rows anew: use coupling=independent, which keeps them together"
         )
 
 

@@ -92,7 +92,8 @@ class Report(L.Callback):
             pl_module.model.train(training)
             folder = Path(self.folder)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
+            text = json.dumps(self.metrics, indent=2, allow_nan=False)
+            (folder / "metrics.json").write_text(text + "\n")
             print("\n" + table(self.metrics))
             if self.metrics.get("note"):
                 print(f"\n  note: {self.metrics['note']}")
