@@ -53,6 +53,8 @@ def spec(part: Any) -> Any:
         return {str(k): spec(v) for k, v in part.items()}
     if isinstance(part, types.FunctionType):
         path = f"{part.__module__}.{part.__qualname__}"
+        if "<" in path:
+            raise TypeError(f"genflow.spec cannot describe {path}: use a function that can be imported")
         return {"_target_": "hydra.utils.get_method", "path": path}
     if isinstance(part, nn.Module):
         return _describe_module(part)

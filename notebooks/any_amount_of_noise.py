@@ -143,10 +143,10 @@ for axis in axes:
     axis.grid(alpha=0.3)
 
 # %% [markdown]
-# The ODE is done after 10 evaluations. Noise wants more, or points are left between the fields. With enough
-# of them moderate amounts come about as close as fresh data do; the largest does not, although it has the
-# fewest points off the fields. Where are they, then? A quarter of the data lies in the middle quarter
-# of its field.
+# The ODE is done after 10 evaluations. Noise wants more, or points are left between the fields. With
+# enough of them moderate amounts come about as close as fresh data do; the largest does not, although it
+# has the fewest points off the fields. Where are they, then? A quarter of the data lies in the middle
+# quarter of its field.
 
 
 # %%

@@ -188,6 +188,6 @@ axis.legend(frameon=False, loc="upper center", fontsize=8)
 axis.grid(alpha=0.3)
 
 # %% [markdown]
-# A little noise mends some of what the ODE leaves wrong. Much noise does harm: it follows the score alone,
-# errors and all, and needs more steps than these 75, even with exact fields. The bound is cautious, as
+# A little noise mends some of what the ODE leaves wrong. Much noise does harm: it follows the score
+# alone, errors and all, and needs more steps than these 75, even with exact fields. The bound is cautious, as
 # bounds are; as a choice of the noise it is a good one.

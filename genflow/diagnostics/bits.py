@@ -38,6 +38,7 @@ def dequantise(x: Tensor, step: float, generator: torch.Generator | None = None)
         ValueError: for a step that is not positive.
     """
     _check(step)
+    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
     return x + step * rand_like(x, generator)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genflow.checks import non_negative, positive
 from genflow.interpolant.base import Affine, Coefficients, PathSample
-from genflow.interpolant.gamma import Brownian, Constant, Gamma, Zero
+from genflow.interpolant.gamma import Brownian, Constant, Gamma, Zero, check_gamma
 from genflow.tensors import expand, path_time
 
 
@@ -31,6 +31,7 @@ class Linear(Affine):
 
     def __post_init__(self) -> None:
         non_negative(self, sigma=self.sigma)
+        check_gamma(self, self.gamma)
         if self.sigma > 0 and not self.gamma.zero:
             raise ValueError(
                 f"Linear(sigma={self.sigma}, gamma={self.gamma}): give a constant width (sigma) "
@@ -94,6 +95,9 @@ class Trigonometric(Affine):
 
     gamma: Gamma = field(default_factory=Zero)
 
+    def __post_init__(self) -> None:
+        check_gamma(self, self.gamma)
+
     @property
     def stochastic(self) -> bool:
         return not self.gamma.zero
@@ -119,6 +123,7 @@ class VariancePreserving(Affine):
     gamma: Gamma = field(default_factory=Brownian)
 
     def __post_init__(self) -> None:
+        check_gamma(self, self.gamma)
         grid = torch.linspace(0, 1, 201, dtype=torch.float64)
         if self.gamma(grid).gamma.max() > 1 - 1e-6:
             raise ValueError(
@@ -157,6 +162,7 @@ class EncoderDecoder(Affine):
     stochastic = True
 
     def __post_init__(self) -> None:
+        check_gamma(self, self.gamma)
         if self.gamma(torch.tensor([0.5], dtype=torch.float64)).gamma <= 0:
             raise ValueError(
                 f"EncoderDecoder(gamma={self.gamma}): both endpoints vanish at t = 1/2, so gamma "

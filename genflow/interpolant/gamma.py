@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genflow.checks import non_negative, positive
+from genflow.checks import name_of, non_negative, positive
 
 
 class Width(NamedTuple):
@@ -33,6 +33,18 @@ class Gamma(ABC):
     @abstractmethod
     def __call__(self, t: Tensor) -> Width:
         """Width, rate and product at times ``t`` in [0, 1], finite at both ends."""
+
+
+def check_gamma(owner: object, gamma: Gamma) -> None:
+    """Refuse what is no width.
+
+    Raises:
+        TypeError: with what is allowed.
+    """
+    if not isinstance(gamma, Gamma):
+        raise TypeError(
+            f"{name_of(owner)}(gamma={gamma!r}): gamma must be a width, such as Brownian() or Zero()"
+        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genflow.interpolant.affine import Linear
 from genflow.interpolant.base import Affine, Coefficients, PathSample
-from genflow.interpolant.gamma import Brownian, Gamma
+from genflow.interpolant.gamma import Brownian, Gamma, check_gamma
 from genflow.tensors import sum_event
 
 SPREAD = 6.0
@@ -103,7 +103,7 @@ class Mirror(Affine):
         gamma: the width; it must not be zero throughout.
 
     Raises:
-        ValueError: for a width of zero.
+        ValueError: for a width of zero; from ``prepare``, for an ``x0`` of another law than the data.
     """
 
     gamma: Gamma = field(default_factory=Brownian)
@@ -111,6 +111,7 @@ class Mirror(Affine):
     independent = True
 
     def __post_init__(self) -> None:
+        check_gamma(self, self.gamma)
         if self.gamma.zero:
             raise ValueError(
                 f"Mirror(gamma={self.gamma}): without width the path stands still; use Brownian(), "
@@ -132,3 +133,19 @@ class Mirror(Affine):
         """As for any interpolant; ``x0`` is ignored, both ends are ``x1``."""
         x1 = self._ends(xs)[1]
         return super().sample(t, x1, x1, noise=noise, generator=generator)
+
+    @torch.no_grad()
+    def prepare(self, *xs: Tensor, cond: object = None) -> Mirror:
+        """Refuse a source whose samples are not those of the data, by their moments."""
+        x0, x1 = (x.flatten(1).double() for x in (xs[0], xs[-1]))
+        n = min(len(x0), len(x1))
+        scale = x1.std(0).clamp_min(1e-12)
+        shift = float(((x0.mean(0) - x1.mean(0)).abs() / scale).max())
+        spread = float((x0.std(0) / scale - 1).abs().max())
+        if n >= 100 and max(shift, spread) > SPREAD * (2 / n) ** 0.5 + 0.05:
+            raise ValueError(
+                f"Mirror starts from data, but the means of x0 and x1 differ by {shift:.2g} standard "
+                f"deviations and their spreads by {100 * spread:.0f} %; let the source be the law "
+                "of the data"
+            )
+        return self

@@ -27,8 +27,9 @@ from genflow.coupling import (
 from genflow.coupling.sides import Conditions, side_conditions
 from genflow.diagnostics import TiltReport, tilt_report
 from genflow.interpolant import Interpolant, Linear, PathSample
+from genflow.interpolant.base import same_path
 from genflow.loss.base import Learner, Loss
-from genflow.process import SDE, StochasticInterpolant
+from genflow.process import SDE, Process, StochasticInterpolant
 from genflow.target import Denoised, Drift, Noise, Rate, Score, Target, Velocity
 from genflow.tensors import check_marginals, expand
 from genflow.time import Time, Uniform
@@ -96,6 +97,12 @@ class Matching(Loss):
             if not isinstance(target, Target):
                 raise TypeError(f"Matching(target={target!r}): target must be a Target")
             target.check(self.interpolant)
+        parameters = getattr(self.interpolant, "parameters", tuple)()
+        if any(p.requires_grad for p in parameters):
+            raise ValueError(
+                f"Matching: the regression would bend {type(self.interpolant).__name__} to make itself "
+                "easy; learn an interpolant by BridgeMatching, or freeze it by requires_grad_(False)"
+            )
         if self.interpolant.independent and not getattr(self.coupling, "independent", False):
             raise ValueError(
                 f"Matching: {self.interpolant} is right for independent pairs alone, but the coupling "
@@ -119,8 +126,14 @@ class Matching(Loss):
         non_negative(self, **{f"field_weights.{name}": weight for name, weight in weights.items()})
 
     def check(self, learner: Learner) -> None:
+        own = getattr(learner, "interpolant", None)
+        if isinstance(learner, Process) and own is not None and not same_path(own, self.interpolant):
+            raise ValueError(
+                f"the process samples {own}, but the loss trains {self.interpolant}; give both the "
+                "same interpolant"
+            )
         if isinstance(learner, StochasticInterpolant):
-            self._check_fields(learner)
+            self._check_fields()
         if not isinstance(learner, SDE) or self._fits(learner.sigma):
             return
         want = "target=velocity" if learner.sigma == 0 else f"target=drift with sigma={learner.sigma}"
@@ -129,20 +142,10 @@ class Matching(Loss):
             f"{self.interpolant} does not learn: use {want}, or another sigma of the process"
         )
 
-    def _check_fields(self, learner: StochasticInterpolant) -> None:
-        """A process reads its fields by name and forms them with its own interpolant."""
-        if learner.interpolant != self.interpolant:
-            raise ValueError(
-                f"the process samples {learner.interpolant}, but the loss trains {self.interpolant}; "
-                "give both the same interpolant"
-            )
-        kinds = {
-            "velocity": Velocity,
-            "rate": Rate,
-            "noise": Noise,
-            "score": Score,
-            "denoised": Denoised,
-        }
+    def _check_fields(self) -> None:
+        """A process reads its fields by name."""
+        kinds = {"velocity": Velocity, "rate": Rate, "noise": Noise}
+        kinds |= {"score": Score, "denoised": Denoised}
         named = isinstance(self.target, Mapping)
         if not named or any(type(v) is not kinds.get(k) for k, v in self.target.items()):
             raise ValueError(

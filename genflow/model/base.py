@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
+
+
+@contextmanager
+def evaluating(module: object) -> Iterator[None]:
+    """Dropout and the like switched off inside a module, and on again; other objects are left alone."""
+    training = [m for m in module.modules() if m.training] if isinstance(module, nn.Module) else []
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 class Model(nn.Module, ABC):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Sequence
 from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
+from genflow.model.base import evaluating
 from genflow.model.likelihood import Likelihood
+from genflow.model.rows import align, around, batches, check_event
 from genflow.model.tilt import Tilt
 from genflow.process import Epsilon, Process
 from genflow.solver import Solution, Solver
@@ -141,19 +142,38 @@ class Generator(Likelihood):
         process = self._process(epsilon)
         solver = self._solver(solver, steps, times, process)
         grid = solver.grid(process, times, reverse)
-        if callable(epsilon):
-            process = self._process(epsilon, torch.cat([grid, (grid[1:] + grid[:-1]) / 2]))
         if reverse != bool(grid[0] > grid[-1]):
             raise ValueError("times must fall with reverse=True, and rise without")
-        n = self._size(n, x0, cond, reverse)
-        cond = cond if cond is None else torch.as_tensor(cond, device=self.device)
+        n, cond = align("sample", cond, self.device, n=n, x0=x0)
+        if reverse and x0 is None:
+            raise ValueError("reverse=True starts from data: pass them as x0=")
         start = self._start(n, x0, cond, generator, reverse)
-        parts = []
-        for rows in self._batches(n, batch_size, progress):
-            chunk = cond if cond is None else cond[rows]
-            bar = progress and batch_size is None
-            parts.append(solver.solve(process, start[rows], grid, chunk, generator, trajectory, bar))
-        return self._join(parts, reverse)
+        options = epsilon, generator, trajectory, batch_size, progress
+        return self._join(self._run(solver, start, grid, cond, *options), reverse)
+
+    def _run(
+        self,
+        solver: Solver,
+        start: Tensor,
+        grid: Tensor,
+        cond: Tensor | None,
+        epsilon: Epsilon | None,
+        generator: torch.Generator | None,
+        trajectory: bool = False,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> list[Solution]:
+        """Solutions of the rows that run together, in the model's space."""
+        process = self._process(epsilon, around(grid))
+        bar = progress and batch_size is None
+        with evaluating(self):
+            return [
+                solver.solve(
+                    process, start[rows], grid, None if cond is None else cond[rows], generator,
+                    trajectory, bar,
+                )
+                for rows in batches(len(start), batch_size, progress)
+            ]  # fmt: skip
 
     @torch.no_grad()
     def edit(
@@ -166,6 +186,7 @@ class Generator(Likelihood):
         epsilon: Epsilon | None = None,
         solver: Solver | None = None,
         generator: torch.Generator | None = None,
+        batch_size: int | None = None,
     ) -> Tensor:
         """Go back from data to time ``t`` and forward again: variations of ``x``, the freer the smaller
         ``t`` (Meng et al. 2022, "SDEdit").
@@ -175,7 +196,8 @@ class Generator(Likelihood):
         Args:
             x: data ``(n, *d)``; with ``cond`` they become samples of another condition.
             t: where to turn round, in [0, 1); 0 forgets ``x``.
-            cond, steps, epsilon, solver, generator: as in :meth:`sample`, for the way forward.
+            cond, steps, epsilon, solver, generator, batch_size: as in :meth:`sample`, for the way
+                forward.
 
         Raises:
             ValueError: if ``t`` lies outside, or the process has no interpolant.
@@ -188,18 +210,16 @@ class Generator(Likelihood):
             )
         if not isinstance(t, Real) or not 0 <= t < 1:
             raise ValueError(f"edit(t={t!r}): t must lie in [0, 1)")
-        process = self._process(epsilon)
-        solver = self._solver(solver, steps, None, process)
-        self._check_event("x", x)
-        cond = cond if cond is None else torch.as_tensor(cond, device=self.device)
+        solver = self._solver(solver, steps, None, self._process(epsilon))
+        check_event("x", x, self.source)
+        _, cond = align("edit", cond, self.device, x=x)
         x1 = x.to(device=self.device, dtype=self.dtype)
         x1 = x1 if self.transform is None else self.transform(x1)
         x0 = self.start(len(x1), cond, generator)
         turned = interpolant.sample(t, x0, x1, generator=generator).x
         times = torch.linspace(t, 1, solver.steps + 1, dtype=torch.float64)
-        if callable(epsilon):
-            self._process(epsilon, torch.cat([times, (times[1:] + times[:-1]) / 2]))
-        return self._join([solver.solve(process, turned, times, cond, generator)], False).x
+        options = epsilon, generator, False, batch_size
+        return self._join(self._run(solver, turned, times, cond, *options), False).x
 
     def _process(self, epsilon: Epsilon | None, times: Tensor | None = None) -> Process:
         if epsilon is None:
@@ -210,17 +230,6 @@ class Generator(Likelihood):
                 "has its own: leave epsilon out"
             )
         return self.process.with_epsilon(epsilon, times)
-
-    def _check_event(self, name: str, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or x.ndim == 0 or len(x) == 0:
-            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"{name} must be a tensor (n, *d) of at least one row, got {got}")
-        shape = self.source.shape
-        if shape is not None and tuple(x.shape[1:]) != tuple(shape):
-            raise ValueError(
-                f"{name} has event shape {tuple(x.shape[1:])}, but the model was made for "
-                f"{tuple(shape)}"
-            )
 
     def _solver(
         self,
@@ -241,23 +250,6 @@ class Generator(Likelihood):
             raise ValueError("give steps or times, not both")
         return dataclasses.replace(solver, steps=steps)
 
-    @staticmethod
-    def _size(n: int | None, x0: Tensor | None, cond: Tensor | None, reverse: bool) -> int:
-        given = {"n": n, "len(x0)": None if x0 is None else len(x0)}
-        given["len(cond)"] = None if cond is None else len(cond)
-        sizes = {name: size for name, size in given.items() if size is not None}
-        if not sizes:
-            raise ValueError("sample needs n, x0 or cond to know how many samples to draw")
-        if len(set(sizes.values())) > 1:
-            stated = ", ".join(f"{name} = {size}" for name, size in sizes.items())
-            raise ValueError(f"sample: sizes differ: {stated}; they must be equal")
-        if reverse and x0 is None:
-            raise ValueError("reverse=True starts from data: pass them as x0=")
-        size = next(iter(sizes.values()))
-        if not hasattr(size, "__index__") or isinstance(size, bool) or size < 1:
-            raise ValueError(f"sample: n must be a whole number >= 1, got {size!r}")
-        return operator.index(size)
-
     def start(
         self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -275,7 +267,7 @@ class Generator(Likelihood):
         data = self.transform is not None and (reverse or not self.source.latent)
 
         if x0 is not None:
-            self._check_event("x0", x0)
+            check_event("x0", x0, self.source)
 
         def inside(x: Tensor) -> Tensor:
             x = x.to(device=self.device, dtype=self.dtype)
@@ -286,19 +278,6 @@ class Generator(Likelihood):
         if self.tilt is None:
             return inside(self.source.sample(n, generator))
         return self.tilt.start(lambda k: inside(self.source.sample(k, generator)), n, cond, generator)
-
-    @staticmethod
-    def _batches(n: int, batch_size: int | None, progress: bool) -> Sequence[slice]:
-        if batch_size is None:
-            return [slice(0, n)]
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"sample: batch_size must be a whole number >= 1, got {batch_size!r}")
-        batches = [slice(k, k + batch_size) for k in range(0, n, batch_size)]
-        if progress:
-            from tqdm.auto import tqdm
-
-            batches = tqdm(batches, desc="sampling", unit="batch")
-        return batches
 
     def _join(self, parts: list[Solution], reverse: bool) -> Solution:
         x = torch.cat([part.x for part in parts])

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from genflow.checks import count
-from genflow.model.base import Model
+from genflow.model.base import Model, evaluating
+from genflow.model.rows import align, around, batches, check_event
 from genflow.process import Epsilon, Process
 from genflow.process.density import Density, rademacher
 from genflow.solver import RungeKutta, Solver, StochasticHeun
@@ -130,13 +131,13 @@ class Likelihood(Model):
             ValueError: for another event shape than the model's, or a noise whose score is not known.
         """
         options = Options(divergence, probes, steps, solver, epsilon, paths, differentiable)
-        self._check_event("x", x)
+        check_event("x", x, self.source)
+        n, cond = align("log_prob", cond, self.device, x=x)
         parts = []
-        with torch.set_grad_enabled(differentiable):
+        with torch.set_grad_enabled(differentiable), evaluating(self):
             x = x.to(device=self.device, dtype=self.dtype)
-            cond = cond if cond is None else torch.as_tensor(cond, device=self.device)
             z = x if self.transform is None else self.transform(x)
-            for rows in self._batches(len(x), batch_size, progress):
+            for rows in batches(n, batch_size, progress, "density"):
                 chunk = cond if cond is None else cond[rows]
                 parts.append(_log_prob(self, z[rows], chunk, options, generator))
             found = torch.cat(parts)
@@ -153,20 +154,25 @@ class Likelihood(Model):
         steps: int | None = None,
         solver: Solver | None = None,
         generator: torch.Generator | None = None,
+        batch_size: int | None = None,
         differentiable: bool = False,
+        progress: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Samples of the ODE ``(n, *d)`` with their log-densities ``(n,)``, from one run.
 
         Args:
-            n, x0, cond, generator: as in :meth:`sample`.
+            n, x0, cond, generator, batch_size, progress: as in :meth:`sample`.
             divergence, probes, steps, solver, differentiable: as in :meth:`log_prob`.
         """
         options = Options(divergence, probes, steps, solver, None, 1, differentiable)
-        n = self._size(n, x0, cond, False)
-        cond = cond if cond is None else torch.as_tensor(cond, device=self.device)
-        with torch.set_grad_enabled(differentiable):
+        n, cond = align("sample_with_log_prob", cond, self.device, n=n, x0=x0)
+        parts = []
+        with torch.set_grad_enabled(differentiable), evaluating(self):
             start = self._start(n, x0, cond, generator, False)
-            z, found = _sample_with_log_prob(self, start, cond, options, generator)
+            for rows in batches(n, batch_size, progress):
+                chunk = cond if cond is None else cond[rows]
+                parts.append(_sample_with_log_prob(self, start[rows], chunk, options, generator))
+            z, found = (torch.cat(part) for part in zip(*parts))
             if self.transform is None:
                 return z, found
             x = self.transform.inverse(z)
@@ -189,7 +195,7 @@ def _log_prob(
     density = options.follow(process, x, generator)
     grid = solver.grid(density, None, reverse=True)
     if callable(options.epsilon):
-        process.with_epsilon(options.epsilon, torch.cat([grid, (grid[1:] + grid[:-1]) / 2]))
+        process.with_epsilon(options.epsilon, around(grid))
     y = solver.solve(density, density.pack(x), grid, cond, generator).x
     start, change = density.unpack(y)
     # the integral ran from 1 to 0, and has the sign of that

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from genflow import plot
 from genflow.model import Generator
+from genflow.model.base import evaluating
 from genflow.process import Process
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def measure(
     rows = None if cond is None else torch.as_tensor(cond, device=like.device)
     rows = None if rows is None else rows.expand(n, *rows.shape)
     parts = []
-    with _evaluating(learner):
+    with evaluating(learner):
         for t in grid:
             x = exact.sample(t, n, generator).to(like)
             time = torch.full((n,), t, dtype=x.dtype, device=x.device)
@@ -219,25 +219,14 @@ def _ask(learner: Learner, t: Tensor, x: Tensor, cond: Tensor | None) -> dict[st
 
 
 def _like(learner: Learner) -> Tensor:
-    """Where a learner lives and how precise it is; float64 for what has no numbers of its own."""
+    """Where a learner lives and how precise it is: float64 for modules without numbers of their own,
+    and torch's default for what is no module."""
     if isinstance(learner, nn.Module):
         for tensor in (*learner.parameters(), *learner.buffers()):
             if tensor.is_floating_point():
                 return tensor
-    return torch.zeros((), dtype=torch.float64)
-
-
-@contextmanager
-def _evaluating(learner: Learner) -> Iterator[None]:
-    """Dropout and the like switched off, and on again."""
-    training = [m for m in learner.modules() if m.training] if isinstance(learner, nn.Module) else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+        return torch.zeros((), dtype=torch.float64)
+    return torch.zeros(())
 
 
 def _ratio(error: float, size: float) -> float:

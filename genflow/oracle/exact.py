@@ -156,7 +156,7 @@ class Exact(nn.Module):
     def sample(self, t: Tensor | float, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``(n, *shape)`` of the path at ``t``, a number or ``(n,)``; float64 on the CPU."""
         x0, x1 = self.law.sample(n, generator)
-        c = self.interpolant.coefficients(_times(t, x1)[:, None])
+        c = Coefficients(*(v[:, None] for v in self.interpolant.coefficients(_times(t, x1))))
         x = c.alpha * x0 + c.beta * x1 + c.gamma * randn_like(x1, generator)
         return x.reshape(n, *self.shape)
 

@@ -12,12 +12,12 @@ pairs of one's own :func:`gaussian`, or :class:`~genflow.oracle.Joint`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from genflow.checks import positive
 from genflow.oracle.joint import Joint, numbers, root, symmetric
 from genflow.source import Components, Source
 
@@ -89,7 +89,7 @@ def entropic(x0: Law, x1: Law, sigma: float) -> Joint:
     Raises:
         ValueError: for a mixture, whose bridge has no closed form, or a ``sigma`` that is not positive.
     """
-    _positive("entropic", sigma=sigma)
+    positive("entropic", sigma=sigma)
     (_, mean0, cov0), (_, mean1, cov1) = _components(x0), _components(x1)
     if len(mean0) != 1 or len(mean1) != 1:
         raise ValueError(
@@ -121,7 +121,7 @@ def tilted(x0: Law, x1: Law, epsilon: float) -> Joint:
         ValueError, NotImplementedError: as :func:`independent` raises, and for an ``epsilon`` that is
             not positive.
     """
-    _positive("tilted", epsilon=epsilon)
+    positive("tilted", epsilon=epsilon)
     weights, mean0, cov0, mean1, cov1 = _pairs(x0, x1)
     noise = epsilon / 2 * torch.eye(mean0.shape[1], dtype=torch.float64)
     factor = torch.linalg.cholesky(cov0 + cov1 + noise)
@@ -164,9 +164,3 @@ def _same_dimension(mean0: Tensor, mean1: Tensor) -> None:
         raise ValueError(
             f"x0 has {mean0.shape[1]} dimensions but x1 has {mean1.shape[1]}; they must be equal"
         )
-
-
-def _positive(where: str, **values: float) -> None:
-    for name, value in values.items():
-        if not (0 < value < math.inf):
-            raise ValueError(f"{where}({name}={value!r}): {name} must be a positive number")

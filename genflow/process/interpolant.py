@@ -5,36 +5,18 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from genflow.checks import between
-from genflow.interpolant import Affine, Coefficients
+from genflow.interpolant import Affine
 from genflow.process.base import Process
+from genflow.process.moment import CLOSE, Moment, check_ends, formed_within, noise_of, velocity_of
 from genflow.process.noise import Epsilon, amount, check_epsilon, check_values
-from genflow.tensors import expand
+from genflow.tensors import path_time
 
 NAMES = ("velocity", "rate", "noise", "score", "denoised")
-CLOSE = 0.01
-"""Fraction of the largest width below which nothing is divided by the width."""
-
-
-class Moment(NamedTuple):
-    r"""What depends on the time alone, each ``(B,)``: coefficients, :math:`\sqrt{2\epsilon}`,
-    :math:`\epsilon/\gamma` and the width that is divided by; for one ``row`` of times ``(G,)`` if that
-    is given."""
-
-    c: Coefficients
-    noise: Tensor
-    ratio: Tensor
-    width: Tensor
-    row: int | None = None
-
-    def over(self, value: Tensor, x: Tensor) -> Tensor:
-        """One of the values, such that it broadcasts over ``x``."""
-        return expand(value, x) if self.row is None else value[self.row]
 
 
 class StochasticInterpolant(Process):
@@ -52,16 +34,17 @@ class StochasticInterpolant(Process):
             ``rate`` with ``noise`` or ``score``; with noise or score for any ``epsilon`` but 0. On
             one-sided and mirror paths ``noise``, ``score`` or ``denoised`` suffices, on one-sided ones
             ``velocity`` too. Such are ``MLP(outputs=[...])`` and ``Heads``.
-        interpolant: the affine interpolant of the training.
+        interpolant: the affine interpolant of the training. Where data are blurred at an end, by a
+            constant width, no process carries one law to the other.
         epsilon: unless ``sample`` is told otherwise: a number (0 is the ODE), ``"gamma"`` or
             ``"gamma_squared"``. Functions of the time are given when sampling.
-        taper: where the width is below this fraction of its maximum, a constant ``epsilon`` falls with
-            the square of the width: the law stays, and errors of the noise near both ends are not
-            blown up.
+        taper: where the width is below this fraction of its maximum, an ``epsilon`` that is a number
+            or a function falls with the square of the width: the law stays, and errors of the noise
+            near both ends are not blown up.
 
     Raises:
-        TypeError, ValueError: for an interpolant that is not affine, fields that do not suffice, and an
-            ``epsilon`` that is negative, not finite, or unknown.
+        TypeError, ValueError: for an interpolant that is not affine or has a width at its ends, fields
+            that do not suffice, and an ``epsilon`` that is negative, not finite, or unknown.
     """
 
     def __init__(
@@ -77,22 +60,35 @@ class StochasticInterpolant(Process):
                 f"StochasticInterpolant(interpolant={interpolant!r}): interpolant must be an affine one"
             )
         between(self, 0, 1, taper=taper)
-        check_epsilon(epsilon)
-        if callable(epsilon):
-            raise ValueError(
-                "StochasticInterpolant(epsilon=<function>): a function cannot be saved with the model; "
-                "pass it to sample(epsilon=...)"
-            )
+        check_ends(interpolant)
         self.fields, self.interpolant, self.taper = fields, interpolant, taper
-        self.epsilon: Epsilon = epsilon
-        self._check_fields()
+        self.epsilon = epsilon
+        self._insides: dict[frozenset[str], tuple[float, float]] = {}
         # looked up once: an ODE asks at every step
         alone = "only" in inspect.signature(fields.forward).parameters
         self._only = ("velocity",) if alone and "velocity" in (self._outputs() or ()) else None
 
     @property
+    def epsilon(self) -> Epsilon:
+        """How much noise it is sampled with unless ``sample`` is told otherwise."""
+        return self._epsilon
+
+    @epsilon.setter
+    def epsilon(self, value: float | str) -> None:
+        if callable(value):
+            raise ValueError(
+                "StochasticInterpolant(epsilon=<function>): a function cannot be saved with the model; "
+                "pass it to sample(epsilon=...)"
+            )
+        self._take(value)
+
+    def _take(self, epsilon: Epsilon) -> None:
+        self._epsilon = check_epsilon(epsilon)
+        self._check_fields()
+
+    @property
     def stochastic(self) -> bool:
-        return self.epsilon != 0
+        return self._epsilon != 0
 
     @property
     def reversible(self) -> bool:
@@ -108,12 +104,10 @@ class StochasticInterpolant(Process):
         Raises:
             ValueError: if it is negative or not finite, or the fields know no score.
         """
-        check_epsilon(epsilon)
         if times is not None:
             check_values(epsilon, times)
         process = copy.copy(self)
-        process.epsilon = epsilon
-        process._check_fields()
+        process._take(epsilon)
         return process
 
     def forward(
@@ -145,9 +139,7 @@ class StochasticInterpolant(Process):
         at = self._moment(t) if at is None else at
         return at.over(at.noise, x) * dw
 
-    def schedule(self, times: Tensor) -> list[Moment]:
-        """What depends on the time alone, for all ``times (G,)`` of a run at once; ``drift`` and
-        ``diffusion`` take their row as ``at=``, which saves them a dozen kernels a step."""
+    def look_ahead(self, times: Tensor) -> list[Moment]:
         found = self._moment(times)
         return [found._replace(row=k) for k in range(len(times))]
 
@@ -155,18 +147,17 @@ class StochasticInterpolant(Process):
         self, t: Tensor, x: Tensor, cond: Tensor | None = None, at: Moment | None = None
     ) -> Tensor:
         """Velocity of the probability-flow ODE, ``(B, *d)``."""
+        t = path_time(t, x) if at is None else t
         found = self.forward(t, x, cond, self._only)
-        if "velocity" in found:
-            return found["velocity"]
-        at = self._moment(t) if at is None else at
-        return self._velocity(found, self._noise(found, at, x), at, x)
+        return found["velocity"] if "velocity" in found else self._velocity(found, t, x, cond, at)
 
     def noise(self, t: Tensor, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Mean of the added noise given the place, ``(B, *d)``.
 
         Raises:
-            ValueError: if the fields know none.
+            ValueError: if the fields know none, or a time lies outside [0, 1].
         """
+        t = path_time(t, x)
         return self._noise(self(t, x, cond), self._moment(t), x)
 
     def score(self, t: Tensor, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -174,16 +165,17 @@ class StochasticInterpolant(Process):
         is lowered with it.
 
         Raises:
-            ValueError: if the fields know none.
+            ValueError: if the fields know none, or a time lies outside [0, 1].
         """
+        t = path_time(t, x)
         at = self._moment(t)
         return -self._noise(self(t, x, cond), at, x) / at.over(at.width, x)
 
     def known(self, t: Tensor, x: Tensor, cond: Tensor | None = None) -> dict[str, Tensor]:
+        t = path_time(t, x)
         found, at = self(t, x, cond), self._moment(t)
-        noise = self._noise(found, at, x) if self._scores({*found}) else None
-        velocity = self._velocity(found, noise, at, x)
-        return {"velocity": velocity} | ({} if noise is None else {"noise": noise})
+        known = {"velocity": self._velocity(found, t, x, cond, at)}
+        return known | ({"noise": self._noise(found, at, x)} if self._scores({*found}) else {})
 
     def density_terms(
         self, t: Tensor, x: Tensor, cond: Tensor | None = None
@@ -202,8 +194,8 @@ class StochasticInterpolant(Process):
         return names is None or self._scores(names)
 
     def _scores(self, names: set[str]) -> bool:
-        if {"noise", "score"} & names:
-            return True
+        if not self.interpolant.stochastic or {"noise", "score"} & names:
+            return self.interpolant.stochastic
         return self._single() and ("denoised" in names or ("velocity" in names and self._moves()))
 
     def _outputs(self) -> set[str] | None:
@@ -264,37 +256,28 @@ class StochasticInterpolant(Process):
         self, t: Tensor, x: Tensor, cond: Tensor | None, at: Moment | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         found, at = self.forward(t, x, cond), self._moment(t) if at is None else at
-        noise = self._noise(found, at, x)
-        return self._velocity(found, noise, at, x), noise, at.over(at.ratio, x)
+        velocity = found["velocity"] if "velocity" in found else self._velocity(found, t, x, cond, at)
+        return velocity, self._noise(found, at, x), at.over(at.ratio, x)
 
     def _noise(self, found: Mapping[str, Tensor], at: Moment, x: Tensor) -> Tensor:
-        if "noise" in found:
-            return found["noise"]
-        c = at.c
-        if "score" in found:
-            return -at.over(c.gamma, x) * found["score"]
-        if self._single() and "denoised" in found:
-            return (x - at.over(c.beta, x) * found["denoised"]) / at.over(at.width, x)
-        if self._single() and "velocity" in found and self._moves():
-            turn = at.over(c.gamma * c.dbeta - c.dgamma * c.beta, x)
-            return (at.over(c.dbeta, x) * x - at.over(c.beta, x) * found["velocity"]) / turn
-        raise ValueError(self._no_score(found))
+        if "noise" not in found and not self._scores({*found}):
+            raise ValueError(self._no_score(found))
+        return noise_of(found, at, x)
 
     def _velocity(
-        self, found: Mapping[str, Tensor], noise: Tensor | None, at: Moment, x: Tensor
+        self, found: Mapping[str, Tensor], t: Tensor, x: Tensor, cond: Tensor | None, at: Moment | None
     ) -> Tensor:
+        """The velocity, formed from other fields where there is none; a little inside of both ends."""
         if "velocity" in found:
             return found["velocity"]
-        c = at.c
-        # dgamma diverges at the ends of Brownian widths, where the noise vanishes
-        turned = at.over(c.gamma_dgamma, x) / at.over(at.width, x) * noise
-        if "rate" in found:
-            return found["rate"] + turned
-        if not self._single():
+        if not (self._scores({*found}) and ("rate" in found or self._single())):
             raise ValueError(self._no_velocity(found))
-        if "denoised" in found:
-            clean = found["denoised"]
-        else:
-            beta = c.beta.clamp_min(CLOSE)  # pure noise tells nothing about the data
-            clean = (x - at.over(c.gamma, x) * noise) / at.over(beta, x)
-        return at.over(c.dbeta, x) * clean + turned
+        inner = t.clamp(*self._inside(frozenset(found)))
+        if not torch.equal(inner, t):
+            found, at = self.forward(inner, x, cond), None
+        return velocity_of(found, self._moment(inner) if at is None else at, x)
+
+    def _inside(self, names: frozenset[str]) -> tuple[float, float]:
+        if names not in self._insides:
+            self._insides[names] = formed_within(self.interpolant, names)
+        return self._insides[names]

@@ -20,31 +20,40 @@ Epsilon = float | str | Callable[[Tensor], Tensor | float]
 NAMED = ("gamma", "gamma_squared")
 
 
-def check_epsilon(epsilon: Epsilon) -> None:
-    """Refuse what is no amount of noise.
+def check_epsilon(epsilon: Epsilon) -> Epsilon:
+    """Refuse what is no amount of noise; a tensor of one number becomes that number.
 
     Raises:
         ValueError: for negative numbers, numbers that are not finite, and unknown names.
     """
+    if isinstance(epsilon, Tensor) and epsilon.ndim == 0:
+        epsilon = epsilon.item()
     if callable(epsilon) or (isinstance(epsilon, str) and epsilon in NAMED):
-        return
+        return epsilon
     number = isinstance(epsilon, Real) and not isinstance(epsilon, bool)
     if not number or not math.isfinite(epsilon) or epsilon < 0:
         raise ValueError(
             f"epsilon={epsilon!r}: it must be a finite number >= 0, 'gamma', 'gamma_squared', or a "
             "function of the time"
         )
+    return epsilon
 
 
 def check_values(epsilon: Epsilon, times: Tensor) -> None:
-    """Refuse a function that is negative or not finite somewhere on ``times``.
+    """Refuse a function that is negative or not finite somewhere on ``times (B,)``, or fails there.
 
     Raises:
         ValueError: with the time and the value.
     """
     if not callable(epsilon):
         return
-    values = torch.as_tensor(epsilon(times), dtype=times.dtype).expand(times.shape)
+    try:
+        values = torch.as_tensor(epsilon(times), dtype=times.dtype).expand(times.shape)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            "epsilon must take a tensor of times (B,) and give a number or (B,) of them, by torch's "
+            f"functions (torch.where instead of if): {str(error).splitlines()[0]}"
+        ) from error
     bad = ~(values.isfinite() & (values >= 0))
     if bool(bad.any()):
         where = int(bad.nonzero()[0])

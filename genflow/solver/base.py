@@ -49,9 +49,9 @@ class Field:
 
     def look_ahead(self, times: Sequence[float], x: Tensor) -> None:
         """Let the process compute what depends on the time alone for all ``times`` at once."""
-        if hasattr(self.process, "schedule"):
-            t = torch.tensor(times, dtype=x.dtype, device=x.device)
-            self._ahead = {s: {"at": at} for s, at in zip(times, self.process.schedule(t))}
+        rows = self.process.look_ahead(torch.tensor(times, dtype=x.dtype, device=x.device))
+        if rows is not None:
+            self._ahead = {t: {"at": row} for t, row in zip(times, rows)}
 
     def drift(self, t: float | Tensor, x: Tensor) -> Tensor:
         self.calls += 1

@@ -21,9 +21,7 @@ def _polar(radius: Tensor, angle: Tensor) -> Tensor:
 
 
 class Labelled(Source):
-    """A law in the plane whose draws have a class."""
-
-    shape = (2,)
+    """A law whose draws have a class."""
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return self.sample_labelled(n, generator)[0]
@@ -37,6 +35,8 @@ class EightGaussians(Labelled):
         std: of each Gaussian.
         modes: how many.
     """
+
+    shape = (2,)
 
     def __init__(self, radius: float = 5.0, std: float = 0.1**0.5, modes: int = 8) -> None:
         super().__init__()
@@ -78,6 +78,8 @@ class Moons(Labelled):
         shift: added to both coordinates after scaling.
     """
 
+    shape = (2,)
+
     def __init__(self, noise: float = 0.05, scale: float = 3.0, shift: float = -1.0) -> None:
         super().__init__()
         non_negative(self, noise=noise)
@@ -103,6 +105,8 @@ class Circles(Labelled):
         factor: inner radius over outer radius, in (0, 1).
         scale: outer radius.
     """
+
+    shape = (2,)
 
     def __init__(self, noise: float = 0.05, factor: float = 0.5, scale: float = 3.0) -> None:
         super().__init__()
@@ -179,6 +183,8 @@ class Spiral(Labelled):
         turns: of each arm.
         scale: outer radius.
     """
+
+    shape = (2,)
 
     def __init__(self, noise: float = 0.1, turns: float = 1.5, scale: float = 4.0) -> None:
         super().__init__()

@@ -121,7 +121,7 @@ class Report(L.Callback):
             "train_seconds": round(self._seconds, 3),
             "steps": pl_module.batches_seen,
             "seed": pl_module.seed,
-            "solver": spec(getattr(pl_module.model, "solver", None)),
+            "solver": spec(_solver(pl_module.model)),
             "ema": averaging[0] if averaging else None,
             "parameters": sum(p.numel() for p in pl_module.model.parameters()),
             "samples": len(test.xs[-1]),
@@ -194,6 +194,12 @@ def _paths(training: Training, test: Batch) -> dict[str, Any]:
 def _finite(value: Any) -> Any:
     """``None`` for a number that JSON does not know."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _solver(model: Any) -> Any:
+    """The solver that sampled: another one stands in for noise that the model's cannot take."""
+    solver, process = getattr(model, "solver", None), getattr(model, "process", None)
+    return solver.for_noise() if solver is not None and process.stochastic else solver
 
 
 def _likelihood(training: Training, test: Batch) -> dict[str, float]:
