@@ -34,9 +34,9 @@ def path_time(t: Tensor | float, x: Tensor) -> Tensor:
     """
     t = batch_time(t, x)
     if t.device.type == "cpu" and len(t) and not torch.compiler.is_compiling():
-        least, most = torch.aminmax(t.detach())
+        least, most = torch.aminmax(t)
         try:
-            inside = 0 <= float(least) <= float(most) <= 1  # not where one is NaN
+            inside = 0 <= least.item() <= most.item() <= 1  # not where one is NaN
         except RuntimeError:  # under vmap no number can be read
             return t
         if not inside:

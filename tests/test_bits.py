@@ -101,3 +101,11 @@ def test_uniform_draws_are_like_what_they_are_for(dtype):
     rand_like(x, torch.Generator())
     assert torch.equal(torch.get_rng_state(), state), "a generator of one's own leaves the global one"
     assert dequantise(x, 0.5, torch.Generator().manual_seed(1)).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_whole_numbers_are_dequantised(dtype, generator):
+    x = torch.arange(16, dtype=dtype).reshape(4, 1, 2, 2)
+    found = dequantise(x, 1.0, generator)
+    assert found.dtype == torch.float32 and torch.equal(found.floor(), x.float())
+    assert (found != x).all()

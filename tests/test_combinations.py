@@ -50,6 +50,17 @@ def test_a_heun_solver_gives_way_to_its_stochastic_kin(tmp_path):
     assert bool(model.sample(20).isfinite().all())
 
 
+def test_laws_of_time_keep_the_margin_and_the_path(tmp_path):
+    first = composed(tmp_path, GMM)
+    assert first.loss.time.margin == first.margin == 0.001
+    for time in ("weighted", "importance", "stratified"):
+        cfg = composed(tmp_path, GMM, f"time={time}", "margin=0.02")
+        law = cfg.loss.time.law if time == "weighted" else cfg.loss.time
+        assert law.margin == 0.02 and plain(cfg.process) == plain(first.process)
+    cfg = composed(tmp_path, "time=weighted")
+    assert "Zero" in cfg.interpolant.gamma._target_, "another law of times leaves the path alone"
+
+
 def test_another_path_from_noise(tmp_path):
     model = trained(tmp_path, ONE_SIDED, OTHER_PATH)
     assert type(model.process.interpolant.path).__name__ == "Trigonometric"
@@ -67,11 +78,13 @@ def test_another_path_from_noise(tmp_path):
         ["interpolant=one_sided", "gamma=zero", "source=gaussian"],
         [
             "interpolant=mirror",
+            "source=gaussian_mixture",
             "target=named_noise",
             "network.outputs=[noise]",
             "loss.field_weights=null",
         ],
         ["transform=standardise", "time=logit_normal", "coupling=exact_ot"],
+        ["time=weighted", "time.power=1.0"],
     ],
     ids=lambda o: o[0],
 )
@@ -142,6 +155,14 @@ REFUSED = {
     "noise without score": (
         [GMM, *NAMED, "process.epsilon=1.0"],
         ["epsilon=1.0", "['velocity']", "outputs=[velocity, noise]"],
+    ),
+    "a learned path": (
+        ["experiment=interpolant_checker", "interpolant=learned_affine"],
+        ["would bend LearnedAffine", "BridgeMatching"],
+    ),
+    "a width at the ends": ([GMM, "gamma=constant"], ["does not vanish at the ends", "Brownian()"]),
+    "a mirror of other data": (
+        ["experiment=mirror", "source=gaussian"], ["Mirror starts from data", "source"]
     ),
     "a taper of two": ([GMM, "process.taper=2"], ["taper=2", "between 0 and 1"]),
     "pairs without width": (

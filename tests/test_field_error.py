@@ -9,11 +9,19 @@ from laws import LEFT, RIGHT, coupled
 from torch import nn
 
 from genflow import plot
-from genflow.interpolant import Brownian, BrownianBridge, Linear, Mirror, OneSided, Trigonometric
+from genflow.interpolant import (
+    Brownian,
+    BrownianBridge,
+    LearnedAffine,
+    Linear,
+    Mirror,
+    OneSided,
+    Trigonometric,
+)
 from genflow.model import Generator
 from genflow.network import MLP
 from genflow.oracle import Exact, entropic, independent, kl_bound
-from genflow.process import SDE, StochasticInterpolant
+from genflow.process import SDE, LearnedBridge, StochasticInterpolant
 from genflow.solver import Euler
 from genflow.source import Gaussian
 from genflow.transform import Identity, Standardise, Transform
@@ -242,3 +250,23 @@ def test_the_figure_has_a_line_for_each_field():
     assert list(figure.axes[1].lines[1].get_ydata()) == error.relative["noise"]
     gaps = plot.field_error([0.0, 1.0], {"rate": [1.0, 1.0]}, {"rate": [math.inf, 1.0]})
     assert math.isnan(gaps.axes[1].lines[0].get_ydata()[0])
+
+
+def test_a_learned_interpolant_has_an_oracle(generator):
+    path = LearnedAffine()
+    exact = Exact(coupled(), path)
+    for t in (0.3, torch.linspace(0, 1, 5)):
+        x = exact.sample(t, 5, generator)
+        assert x.shape == (5, 2) and not x.requires_grad
+    same = Exact(coupled(), Linear(gamma=Brownian()))  # which it is at first
+    draws = [e.sample(0.3, 5, torch.Generator().manual_seed(1)) for e in (exact, same)]
+    torch.testing.assert_close(*draws)
+    learner = LearnedBridge(MLP(2, 8), path, 0.7)
+    assert exact.field_error(learner, n=50).kl_bound.epsilon == pytest.approx(0.245)
+
+
+def test_single_precision_may_be_hidden_in_a_function():
+    """A function does not say how precise its network is."""
+    exact, network = Exact(coupled(), PATH), MLP(2, 8)
+    found = exact.field_error(lambda t, x: network(t, x), n=50)
+    assert found.numbers()["velocity_rms"] > 0

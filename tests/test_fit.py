@@ -89,10 +89,16 @@ def test_events_of_other_shape_are_told(tmp_path):
         fit(tmp_path, toy(), Digits(Gaussian(2)))
 
 
-def test_a_solver_that_cannot_run_the_process_is_told(tmp_path):
-    training = Training(model(SDE(MLP(2), 1.0), Heun(5)), Matching(BRIDGE, target=Drift(1.0)), adam)
+def test_a_solver_for_odes_gives_way_where_there_is_noise(tmp_path):
+    noisy = model(SDE(MLP(2), 1.0), Heun(5))
+    fit(tmp_path, Training(noisy, Matching(BRIDGE, target=Drift(1.0)), adam))
+    draws = [
+        noisy.sample(3, solver=solver, generator=torch.Generator().manual_seed(0))
+        for solver in (None, StochasticHeun(5))
+    ]
+    assert torch.equal(*draws)
     with pytest.raises(ValueError, match="Heun is for ODEs"):
-        fit(tmp_path, training)
+        noisy.sample(3, solver=Heun(5))
 
 
 class Forgetful(nn.Module):

@@ -234,3 +234,10 @@ def test_score_of_a_path_without_width_is_refused(path):
     x = torch.zeros(3, 2)
     with pytest.raises(ValueError, match="zero width has no score"):
         path.sample(0.5, x, x).score  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", [Linear, Trigonometric, VariancePreserving, EncoderDecoder, Mirror])
+@pytest.mark.parametrize("gamma", ["brownian", None, 0.5, torch.sin])
+def test_widths_are_widths(kind, gamma):
+    with pytest.raises(TypeError, match=rf"{kind.__name__}\(gamma=.*: gamma must be a width, such as"):
+        kind(gamma=gamma)

@@ -238,3 +238,20 @@ def test_euler_reaches_the_data_of_a_one_sided_path():
     x = model.sample(n, solver=Euler(200), epsilon="gamma", generator=seeded())
     error = (law.cov1.diagonal() / n).sqrt()
     assert ((x.mean(0) - law.mean1).abs() < 4 * error + 0.02).all()
+
+
+def test_a_mirror_starts_from_the_data(generator):
+    x0, x1 = DATA.sample(3000, generator), DATA.sample(2000, generator)
+    black = torch.nn.functional.pad  # pixels that are always black, as at the rim of digits
+    assert Mirror().prepare(x0, x1) == Mirror().prepare(black(x0, (1, 1)), black(x1, (1, 1)))
+    for wrong in (x0 + 0.5, 1.3 * x0, torch.randn(3000, 2, generator=generator)):
+        with pytest.raises(ValueError, match="Mirror starts from data"):
+            Matching(Mirror(), target=Noise()).prepare(wrong, x1)
+    with pytest.raises(ValueError, match="Mirror starts from data"):
+        Mirror().prepare(black(x0, (1, 1)), black(x1, (1, 1), value=1.0))
+
+
+def test_honest_mirrors_pass():
+    for seed in range(100):  # rare pixels: one row in a hundred
+        rare = torch.rand(2, 300, 64, generator=seeded(seed)) < 0.01
+        Mirror().prepare(*(v * torch.randn(300, 64, generator=seeded(seed)) for v in rare))

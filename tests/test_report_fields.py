@@ -236,3 +236,12 @@ def test_weighted_runs_are_compared_with_the_tilted_law(tmp_path):
     training = flowing(Wrong(single=True), coupling=Gibbs(2.0))
     numbers = reported(tmp_path, training, pairs())
     assert numbers["field_velocity_rms"] > 0.2
+
+
+def test_the_solver_that_sampled_is_named(tmp_path):
+    """Heun gives way to its stochastic kin where there is noise."""
+    training = interpolating(Wrong())
+    training.model.process.epsilon = "gamma"
+    found = reported(tmp_path, training, pairs())
+    assert found["solver"] == {"_target_": "genflow.solver.StochasticHeun", "steps": 5}
+    assert found["nfe"] == 10

@@ -263,3 +263,18 @@ def test_ode_solvers_refuse_noise(solver):
 def test_bad_arguments_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+class Scheduled(Growing):
+    """A process whose attributes are its owner's business."""
+
+    schedule = "cosine"
+
+
+@pytest.mark.parametrize("solver", [Euler(4), StochasticHeun(4)])
+def test_a_process_may_have_a_schedule(solver):
+    x = torch.ones(3, 2, dtype=torch.float64)
+    runs = [
+        solver.solve(p, x, generator=torch.Generator().manual_seed(0)) for p in (Scheduled(), Growing())
+    ]
+    assert torch.equal(runs[0].x, runs[1].x)

@@ -7,6 +7,10 @@ import torch
 from sklearn import datasets
 from torch import distributions as D
 
+from genflow.model import Generator
+from genflow.network import MLP
+from genflow.process import SDE
+from genflow.solver import Euler
 from genflow.source import (
     Checkerboard,
     Circles,
@@ -18,6 +22,7 @@ from genflow.source import (
     Spiral,
     SwissRoll,
 )
+from genflow.source.toys import Labelled
 
 POINTS = torch.arange(12.0).reshape(6, 2)
 PLANE = [Checkerboard, Circles, EightGaussians, Moons, Spiral, SwissRoll]
@@ -262,3 +267,18 @@ def test_labels_agree_with_the_geometry(name, generator):
 def test_laws_without_classes_say_so(make):
     with pytest.raises(ValueError, match="has no classes; EightGaussians"):
         make().sample_labelled(3)
+
+
+class Cube(Labelled):
+    """A labelled law of a user's own, in space."""
+
+    def sample_labelled(self, n, generator=None):
+        return self._uniform(n, 3, generator), torch.zeros(n, dtype=torch.long)
+
+
+def test_a_law_of_ones_own_has_its_own_shape():
+    assert Cube().shape is None and Cube().sample(4).shape == (4, 3)
+    model = Generator(Cube(), SDE(MLP(3, 8)), Euler(2))
+    assert model.sample(x0=torch.zeros(4, 3)).shape == (4, 3)
+    for law in (EightGaussians(), Moons(), Circles(), Spiral()):
+        assert law.shape == (2,)

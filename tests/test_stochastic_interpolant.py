@@ -15,7 +15,6 @@ from torch import nn
 import genflow
 from genflow.interpolant import (
     BrownianBridge,
-    Linear,
     Mirror,
     OneSided,
     Quadratic,
@@ -249,7 +248,7 @@ def test_fields_that_do_not_suffice_are_refused(fields, path, words):
         StochasticInterpolant(fields, path)
 
 
-@pytest.mark.parametrize("path", [BrownianBridge(), Linear(), Mirror()], ids=str)
+@pytest.mark.parametrize("path", [BrownianBridge(), Mirror()], ids=str)
 def test_noise_without_a_score_is_refused(path):
     with pytest.raises(ValueError, match="need a field that knows the score"):
         StochasticInterpolant(alone("velocity"), path, 0.5)

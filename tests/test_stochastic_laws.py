@@ -126,7 +126,7 @@ def test_every_path_and_width_in_both_directions(path):
     """4.5 standard errors of means and covariances, and .03 for the 60 steps."""
     law, n = pair(), 3000
     model, laws = gaussian_model(law, path), ends(law, path)
-    for epsilon, reverse in ((0.5, False), ("gamma", True), ("gamma", False), (0.5, True)):
+    for epsilon, reverse in ((0.5, False), ("gamma", True)):
         x0 = laws[reverse].sample(n, seeded(3))
         x = model.sample(x0=x0, epsilon=epsilon, reverse=reverse, generator=seeded(4))
         mean, cov = moments(laws[not reverse])

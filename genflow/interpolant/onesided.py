@@ -138,14 +138,18 @@ class Mirror(Affine):
     def prepare(self, *xs: Tensor, cond: object = None) -> Mirror:
         """Refuse a source whose samples are not those of the data, by their moments."""
         x0, x1 = (x.flatten(1).double() for x in (xs[0], xs[-1]))
-        n = min(len(x0), len(x1))
-        scale = x1.std(0).clamp_min(1e-12)
-        shift = float(((x0.mean(0) - x1.mean(0)).abs() / scale).max())
-        spread = float((x0.std(0) / scale - 1).abs().max())
-        if n >= 100 and max(shift, spread) > SPREAD * (2 / n) ** 0.5 + 0.05:
+        n, centre = min(len(x0), len(x1)), torch.cat([x0, x1]).mean(0)
+        first, second = (_apart((x0 - centre) ** k, (x1 - centre) ** k) for k in (1, 2))
+        if n >= 100 and max(first, second) > SPREAD * (2 / n) ** 0.5 + 0.05:
             raise ValueError(
-                f"Mirror starts from data, but the means of x0 and x1 differ by {shift:.2g} standard "
-                f"deviations and their spreads by {100 * spread:.0f} %; let the source be the law "
-                "of the data"
+                f"Mirror starts from data, but the means of x0 and x1 differ by {first:.2g} standard "
+                f"deviations and those of their squares by {second:.2g}; let the source be the law of "
+                "the data"
             )
         return self
+
+
+def _apart(x0: Tensor, x1: Tensor) -> float:
+    """Largest difference of means, in standard deviations of both together."""
+    scale = torch.cat([x0, x1]).std(0).clamp_min(1e-12)  # pixels that are always black differ by none
+    return float(((x0.mean(0) - x1.mean(0)).abs() / scale).max())

@@ -153,6 +153,7 @@ class Exact(nn.Module):
         """Log-density of the path at ``t``, ``(B,)``."""
         return torch.logsumexp(self._state(t, x).logs, 1).reshape(len(x)).to(x)
 
+    @torch.no_grad()
     def sample(self, t: Tensor | float, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``(n, *shape)`` of the path at ``t``, a number or ``(n,)``; float64 on the CPU."""
         x0, x1 = self.law.sample(n, generator)

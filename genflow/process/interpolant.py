@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from genflow.checks import between
 from genflow.interpolant import Affine
 from genflow.process.base import Process
-from genflow.process.moment import CLOSE, Moment, check_ends, formed_within, noise_of, velocity_of
+from genflow.process.moment import (
+    CLOSE,
+    Moment,
+    check_ends,
+    equal,
+    formed_within,
+    noise_of,
+    velocity_of,
+)
 from genflow.process.noise import Epsilon, amount, check_epsilon, check_values
 from genflow.tensors import path_time
 
@@ -83,8 +91,9 @@ class StochasticInterpolant(Process):
         self._take(value)
 
     def _take(self, epsilon: Epsilon) -> None:
-        self._epsilon = check_epsilon(epsilon)
-        self._check_fields()
+        epsilon = check_epsilon(epsilon)
+        self._check_fields(epsilon)
+        self._epsilon = epsilon
 
     @property
     def stochastic(self) -> bool:
@@ -136,7 +145,7 @@ class StochasticInterpolant(Process):
         return torch.addcmul(velocity, ratio, noise)
 
     def diffusion(self, t: Tensor, x: Tensor, dw: Tensor, at: Moment | None = None) -> Tensor:
-        at = self._moment(t) if at is None else at
+        at = self._moment(path_time(t, x)) if at is None else at
         return at.over(at.noise, x) * dw
 
     def look_ahead(self, times: Tensor) -> list[Moment]:
@@ -191,7 +200,7 @@ class StochasticInterpolant(Process):
     def has_score(self) -> bool:
         """Whether the fields know a score, as far as can be told without calling them."""
         names = self._outputs()
-        return names is None or self._scores(names)
+        return self.interpolant.stochastic if names is None else self._scores(names)
 
     def _scores(self, names: set[str]) -> bool:
         if not self.interpolant.stochastic or {"noise", "score"} & names:
@@ -211,20 +220,19 @@ class StochasticInterpolant(Process):
         half = torch.tensor([0.5], dtype=torch.float64)
         return bool(self.interpolant.coefficients(half).dbeta != 0)
 
-    def _check_fields(self) -> None:
+    def _check_fields(self, epsilon: Epsilon) -> None:
         names = self._outputs()
-        if names is None:
-            return
-        unknown = names - {*NAMES}
+        unknown = (names or set()) - {*NAMES}
         if unknown:
             raise ValueError(
                 f"StochasticInterpolant: the fields return {sorted(unknown)}; known are "
                 + ", ".join(NAMES)
             )
-        if "velocity" not in names and not (self.has_score and ("rate" in names or self._single())):
+        told = names is None or "velocity" in names
+        if not told and not (self.has_score and ("rate" in names or self._single())):
             raise ValueError(self._no_velocity(names))
-        if self.stochastic and not self.has_score:
-            raise ValueError(self._no_score(names))
+        if epsilon != 0 and not self.has_score:
+            raise ValueError(self._no_score(names, epsilon))
 
     @staticmethod
     def _no_velocity(names: Collection[str]) -> str:
@@ -233,9 +241,14 @@ class StochasticInterpolant(Process):
             "outputs=[velocity, noise]"
         )
 
-    def _no_score(self, names: Collection[str]) -> str:
+    def _no_score(self, names: Collection[str] | None, epsilon: Epsilon) -> str:
+        if not self.interpolant.stochastic:
+            return (
+                f"epsilon={epsilon!r} and scores need a path with a width, but that of "
+                f"{self.interpolant} is zero: give it a gamma such as Brownian(), or take epsilon=0"
+            )
         return (
-            f"epsilon={self.epsilon!r} and scores need a field that knows the score, but there is "
+            f"epsilon={epsilon!r} and scores need a field that knows the score, but there is "
             f"only {sorted(names)} on {self.interpolant}: train outputs=[velocity, noise], or sample "
             "the ODE with epsilon=0"
         )
@@ -255,13 +268,15 @@ class StochasticInterpolant(Process):
     def _terms(
         self, t: Tensor, x: Tensor, cond: Tensor | None, at: Moment | None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        t = path_time(t, x) if at is None else t
         found, at = self.forward(t, x, cond), self._moment(t) if at is None else at
         velocity = found["velocity"] if "velocity" in found else self._velocity(found, t, x, cond, at)
         return velocity, self._noise(found, at, x), at.over(at.ratio, x)
 
     def _noise(self, found: Mapping[str, Tensor], at: Moment, x: Tensor) -> Tensor:
-        if "noise" not in found and not self._scores({*found}):
-            raise ValueError(self._no_score(found))
+        known = "noise" in found and self.interpolant.stochastic
+        if not known and not self._scores({*found}):
+            raise ValueError(self._no_score(found, self.epsilon))
         return noise_of(found, at, x)
 
     def _velocity(
@@ -273,7 +288,7 @@ class StochasticInterpolant(Process):
         if not (self._scores({*found}) and ("rate" in found or self._single())):
             raise ValueError(self._no_velocity(found))
         inner = t.clamp(*self._inside(frozenset(found)))
-        if not torch.equal(inner, t):
+        if not equal(inner, t):
             found, at = self.forward(inner, x, cond), None
         return velocity_of(found, self._moment(inner) if at is None else at, x)
 

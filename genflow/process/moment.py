@@ -70,6 +70,16 @@ def formed_within(interpolant: Affine, names: Collection[str]) -> tuple[float, f
     return float(t[fit][0]), float(t[fit][-1])
 
 
+def equal(t: Tensor, other: Tensor) -> bool:
+    """Whether times are the same; no is always a safe answer."""
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        return torch.equal(t, other)
+    except RuntimeError:  # under vmap no number can be read
+        return False
+
+
 def check_ends(interpolant: Affine) -> None:
     """Refuse a path whose width blurs the law at an end.
 

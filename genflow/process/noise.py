@@ -36,7 +36,7 @@ def check_epsilon(epsilon: Epsilon) -> Epsilon:
             f"epsilon={epsilon!r}: it must be a finite number >= 0, 'gamma', 'gamma_squared', or a "
             "function of the time"
         )
-    return epsilon
+    return epsilon if type(epsilon) is int else float(epsilon)  # numpy's own cannot be saved
 
 
 def check_values(epsilon: Epsilon, times: Tensor) -> None:
