@@ -68,6 +68,12 @@ def as_shape(dim: int | Sequence[int]) -> tuple[int, ...]:
     return shape
 
 
+def symmetric_root(matrix: Tensor) -> Tensor:
+    """Symmetric square roots of positive semidefinite matrices ``(..., d, d)``."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
+
+
 def draw_device(generator: torch.Generator | None, device: torch.device) -> torch.device:
     """Where to draw: a generator only draws on its own device, wherever the result is needed."""
     return device if generator is None else generator.device

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genflow.tensors import symmetric_root
+
 FULL = 64
 """Dimensions of a vector up to which covariances are full unless told otherwise."""
 
@@ -39,18 +41,13 @@ def moments(x: Tensor, mass: Tensor | None, diagonal: bool) -> tuple[Tensor, Ten
     return mean, cov
 
 
-def _root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(0).sqrt()[:, None]) @ vectors.mT
-
-
 def _half(here: Tensor, there: Tensor, variance: float) -> tuple[Tensor, Tensor]:
     """The quadratic form of the side with covariance ``here``, and ``sum log(2 variance phi)``."""
     if here.ndim == 2:  # (C, d): diagonals
         tau = 4 * here * there
         phi = 1 / ((tau + variance**2).sqrt() + variance)
         return 2 / variance * there * phi, (2 * variance * phi).log().sum(1)
-    root = _root(there)
+    root = symmetric_root(there)
     values, vectors = torch.linalg.eigh(4 * root @ here @ root)
     phi = 1 / ((values.clamp_min(0) + variance**2).sqrt() + variance)
     inner = (vectors * phi[:, None]) @ vectors.mT

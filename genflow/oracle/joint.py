@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genflow.source import Components
 from genflow.source.components import draw_components
+from genflow.tensors import symmetric_root
 
 ROUNDING = 1e-8
 """How far below zero an eigenvalue of a covariance may lie, relative to the largest."""
@@ -89,7 +90,7 @@ class Joint:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw ``n`` coupled rows ``x0, x1``, each ``(n, d)``, float64."""
-        pair, _ = draw_components(self.weights, self.mean, root(self.cov), n, generator)
+        pair, _ = draw_components(self.weights, self.mean, symmetric_root(self.cov), n, generator)
         return pair[:, : self.dim], pair[:, self.dim :]
 
     def marginal(self, side: int) -> Components:
@@ -129,12 +130,6 @@ class Joint:
     def to(self, device: torch.device) -> tuple[Tensor, ...]:
         """Its six tensors on a device, in the order of the arguments."""
         return tuple(getattr(self, field.name).to(device) for field in fields(self))
-
-
-def root(matrix: Tensor) -> Tensor:
-    """Symmetric square roots of positive semidefinite matrices ``(..., d, d)``."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
 
 
 def symmetric(matrix: Tensor) -> Tensor:

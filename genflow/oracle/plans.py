@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from genflow.checks import positive
-from genflow.oracle.joint import Joint, numbers, root, symmetric
+from genflow.oracle.joint import Joint, numbers, symmetric
 from genflow.source import Components, Source
+from genflow.tensors import symmetric_root
 
 Law = Source | Components
 """A source that is a mixture of Gaussians, or the mixture itself."""
@@ -97,7 +98,7 @@ def entropic(x0: Law, x1: Law, sigma: float) -> Joint:
             "single Gaussians has a closed form"
         )
     _same_dimension(mean0, mean1)
-    half, variance = root(cov0), sigma**2
+    half, variance = symmetric_root(cov0), sigma**2
     values, vectors = torch.linalg.eigh(symmetric(4 * half @ cov1 @ half))
     phi = 1 / ((values.clamp_min(0) + variance**2).sqrt() + variance)
     inner = (vectors * phi.unsqueeze(-2)) @ vectors.mT
