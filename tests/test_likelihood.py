@@ -248,7 +248,7 @@ def test_a_divergence_is_the_trace_of_the_jacobian():
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"divergence": "trace"}, "must be 'auto', 'exact' or 'hutchinson'"),
+        ({"divergence": "trace"}, "must be one of 'auto', 'exact', 'hutchinson'"),
         ({"probes": 0}, "probes must be a whole number >= 1"),
         ({"paths": 2.5, "epsilon": 1.0}, "paths must be a whole number >= 1"),
         ({"paths": 3}, "give an epsilon above zero"),

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from genflow.checks import count
+from genflow.checks import count, one_of
 from genflow.model.base import Model, evaluating
 from genflow.model.rows import align, around, batches, check_event
 from genflow.process import Epsilon, Process
@@ -31,18 +31,12 @@ class Options:
     differentiable: bool = False
 
     def __post_init__(self) -> None:
-        if self.divergence not in ("auto", "exact", "hutchinson"):
-            raise ValueError(
-                f"log_prob: divergence={self.divergence!r} must be 'auto', 'exact' or 'hutchinson'"
-            )
-        for name in ("probes", "paths"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"log_prob: {name} must be a whole number >= 1, got {value!r}")
+        one_of("log_prob", ("auto", "exact", "hutchinson"), divergence=self.divergence)
+        count("log_prob", probes=self.probes, paths=self.paths)
         if self.paths > 1 and not self.epsilon:
             raise ValueError("log_prob: paths average over noise: give an epsilon above zero")
         if self.steps is not None:
-            count(self, steps=self.steps)
+            count("log_prob", steps=self.steps)
 
     def process(self, model: Likelihood) -> Process:
         """The process whose density is asked for.

@@ -11,13 +11,13 @@ from torch import Tensor
 from genflow.checks import count, positive
 from genflow.process import Process
 from genflow.solver.base import Field, Solution, Solver
-from genflow.solver.steppers import StochasticHeun
+from genflow.solver.steppers import ForODEs
 
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
 
 @dataclass(frozen=True)
-class Adaptive(Solver):
+class Adaptive(ForODEs, Solver):
     """An adaptive Runge-Kutta method of torchdiffeq, for ODEs.
 
     Args:
@@ -39,9 +39,6 @@ class Adaptive(Solver):
                 f"Adaptive(method={self.method!r}): method must be one of {', '.join(METHODS)}"
             )
 
-    def for_noise(self) -> Solver:
-        return StochasticHeun(self.steps)
-
     def solve(
         self,
         process: Process,
@@ -55,10 +52,6 @@ class Adaptive(Solver):
         from torchdiffeq import odeint
 
         grid = self.grid(process, times)
-        if process.stochastic:
-            raise ValueError(
-                "Adaptive is for ODEs; this process has noise: use StochasticHeun() or Euler()"
-            )
         field = Field(process, cond)
         points = grid if trajectory else grid[[0, -1]]
         # torchdiffeq steps in the dtype of the times: float64 keeps small steps apart; and it

@@ -38,16 +38,23 @@ class Euler(Stepper):
         return moved + process.noise((s + t) / 2, x, t - s, generator) if process.stochastic else moved
 
 
-def _no_noise(solver: Solver, process: Process) -> None:
-    if process.stochastic:
-        raise ValueError(
-            f"{type(solver).__name__} is for ODEs; this process has noise: use StochasticHeun() or "
-            "Euler()"
-        )
+class ForODEs:
+    """What a solver for ODEs alone says to noise: it refuses, and names who can stand in."""
+
+    def for_noise(self) -> Solver:
+        return StochasticHeun(self.steps)
+
+    def grid(self, process: Process, times=None, reverse: bool = False) -> Tensor:
+        if process.stochastic:
+            raise ValueError(
+                f"{type(self).__name__} is for ODEs; this process has noise: use StochasticHeun() or "
+                "Euler()"
+            )
+        return super().grid(process, times, reverse)
 
 
 @dataclass(frozen=True)
-class Heun(Stepper):
+class Heun(ForODEs, Stepper):
     """Heun's second-order method for ODEs, two evaluations a step.
 
     Args:
@@ -58,13 +65,6 @@ class Heun(Stepper):
 
     def __post_init__(self) -> None:
         count(self, steps=self.steps)
-
-    def for_noise(self) -> Solver:
-        return StochasticHeun(self.steps)
-
-    def grid(self, process: Process, times=None, reverse: bool = False) -> Tensor:
-        _no_noise(self, process)
-        return super().grid(process, times, reverse)
 
     def step(
         self,
@@ -81,7 +81,7 @@ class Heun(Stepper):
 
 
 @dataclass(frozen=True)
-class RungeKutta(Stepper):
+class RungeKutta(ForODEs, Stepper):
     """The classical Runge-Kutta method of order four for ODEs, four evaluations a step.
 
     Args:
@@ -92,13 +92,6 @@ class RungeKutta(Stepper):
 
     def __post_init__(self) -> None:
         count(self, steps=self.steps)
-
-    def for_noise(self) -> Solver:
-        return StochasticHeun(self.steps)
-
-    def grid(self, process: Process, times=None, reverse: bool = False) -> Tensor:
-        _no_noise(self, process)
-        return super().grid(process, times, reverse)
 
     def step(
         self,

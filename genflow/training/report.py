@@ -17,7 +17,7 @@ from genflow.checks import count
 from genflow.data import Batch
 from genflow.diagnostics import class_accuracy, energy_excess, path_report
 from genflow.distance import BuresWasserstein, Wasserstein
-from genflow.model.likelihood import EXACT
+from genflow.model.likelihood import EXACT, Likelihood
 from genflow.seeds import stream
 from genflow.solver import Euler
 from genflow.specs import spec
@@ -204,12 +204,12 @@ def _solver(model: Any) -> Any:
 
 def _likelihood(training: Training, test: Batch) -> dict[str, float]:
     x, cond = test.xs[-1][:LIKELIHOODS], test.cond
-    if x[0].numel() > EXACT:
+    if x[0].numel() > EXACT or not isinstance(training.model, Likelihood):
         return {}
     cond = None if cond is None else cond[:LIKELIHOODS]
     try:
         return {"log_prob": float(training.model.log_prob(x, cond).mean())}
-    except (AttributeError, NotImplementedError):
+    except NotImplementedError:
         return {}
 
 
