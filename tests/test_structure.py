@@ -12,11 +12,11 @@ import genflow
 ROOT = Path(genflow.__file__).parent
 LAYERS = [
     {"tensors", "checks", "version", "seeds", "plot"},
-    {"specs"},
-    {"checkpoint", "interpolant", "coupling", "time", "network", "source", "transform"},
-    {"target", "process"},
+    {"specs", "plot_flow"},
+    {"checkpoint", "interpolant", "coupling", "time", "network", "source", "transform", "directions"},
+    {"target", "process", "variate"},
     {"solver", "distance"},
-    {"model", "diagnostics"},
+    {"model", "diagnostics", "flow"},
     {"oracle"},
     {"loss"},
     {"data"},

@@ -13,6 +13,9 @@ from genflow.tensors import check_marginals
 class Distance(ABC):
     """A number for two samples, differentiable in both."""
 
+    random: bool = False
+    """Whether the value hangs on draws, and a call takes ``generator=``."""
+
     @abstractmethod
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance of ``x (n, *d)`` and ``y (m, *d)``, a scalar; events are flattened.
@@ -20,6 +23,15 @@ class Distance(ABC):
         Raises:
             TypeError, ValueError: for empty samples, other dtypes or other event shapes.
         """
+
+
+def measure(
+    distance: Distance, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """The distance of samples of events ``x (n, *d)`` and ``y (m, *d)``, a scalar; whatever it draws is
+    drawn from ``generator``."""
+    given = {"generator": generator} if getattr(distance, "random", False) else {}
+    return distance(x.flatten(1), y.flatten(1), **given)
 
 
 def flat_pair(owner: object, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,229 @@
+"""What sliced distances share: checks of their sets, and one differentiable pass over all projections."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from genflow.distance.base import Distance
+from genflow.distance.sliced.sweep import Sets
+from genflow.variate import Moments, add_gradient, moments
+
+
+class Slices(NamedTuple):
+    """How projected distances become a number.
+
+    Attributes:
+        directions: ``(L, d)``.
+        value: from costs ``(B, L)`` and features ``(B, L, K)`` to values ``(B,)``, differentiable.
+        share: its derivative in the costs ``(B, L)`` where that is known before they are, so that one
+            sweep finds values and gradients.
+        features: control variates of the moments, differentiable.
+        order: moments that they need: 0 none, 1 means, 2 covariances too.
+    """
+
+    directions: Tensor
+    value: Callable[[Tensor, Tensor | None], Tensor]
+    share: Tensor | None = None
+    features: Callable[[Moments], Tensor] | None = None
+    order: int = 0
+
+
+class Sliced(Distance):
+    """A distance made of distances between projections.
+
+    The last dimension is the space, the one before it the points, anything in front a batch: sets
+    ``(..., n, d)`` and ``(..., m, d)`` give ``(...)``. Flatten events first, ``x.flatten(1)``.
+    """
+
+    random = True
+    p: float
+    chunk: int | None
+
+    @abstractmethod
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        weights_x: Tensor | None = None,
+        weights_y: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Distance of point sets.
+
+        Args:
+            x, y: ``(..., n, d)`` and ``(..., m, d)``.
+            weights_x, weights_y: of the points, ``(n,)`` or ``(..., n)``; all alike if absent. They need
+                not sum to one and carry no gradient.
+            generator: where directions are drawn from.
+
+        Raises:
+            TypeError, ValueError: for sets or weights that do not fit, in one sentence.
+            RuntimeError: for second derivatives, which are not known.
+        """
+
+    def _sets(
+        self, x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tensor | None
+    ) -> tuple[Tensor, Tensor, Sets]:
+        """Both batches as ``(B, n, d)`` in at least single precision, and all that is known of them."""
+        name = type(self).__name__
+        check_sets(name, x, y)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        flat = [z.to(dtype).reshape(-1, *z.shape[-2:]) for z in (x, y)]
+        a = b = None
+        if weights_x is not None or weights_y is not None:
+            a = check_weights(name, "weights_x", weights_x, x, dtype)
+            b = check_weights(name, "weights_y", weights_y, y, dtype)
+        held = (z.detach().contiguous() for z in flat)
+        return *flat, Sets(*held, a, b, self.p, self.chunk)
+
+
+def check_p(owner: object, p: Any) -> None:
+    if isinstance(p, bool) or not isinstance(p, Real) or not 1 <= p < math.inf:
+        raise ValueError(f"{type(owner).__name__}(p={p!r}): p must be at least 1 and finite")
+
+
+def check_sets(name: str, x: Any, y: Any) -> None:
+    """Refuse what is no pair of point sets.
+
+    Raises:
+        TypeError: unless both are floating-point tensors of one dtype.
+        ValueError: for sets that are empty, or of other dimensions.
+    """
+    for label, z in (("x", x), ("y", y)):
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            got = z.dtype if isinstance(z, Tensor) else type(z).__name__
+            raise TypeError(f"{name}: {label} must be a floating-point tensor, got {got}")
+        if z.ndim < 2:
+            raise ValueError(
+                f"{name}: {label} has shape {tuple(z.shape)}, expected (..., n, d); use {label}[:, None] "
+                "for numbers"
+            )
+        if z.numel() == 0:
+            raise ValueError(f"{name}: {label} of shape {tuple(z.shape)} is empty")
+    if x.dtype != y.dtype or x.device != y.device:
+        raise TypeError(
+            f"{name}: x is {x.dtype} on {x.device}, y is {y.dtype} on {y.device}; they must be alike"
+        )
+    if x.shape[-1] != y.shape[-1] or x.shape[:-2] != y.shape[:-2]:
+        raise ValueError(
+            f"{name}: x has shape {tuple(x.shape)} and y {tuple(y.shape)}; the last dimension and all "
+            "but the last two must be equal"
+        )
+
+
+def check_weights(
+    name: str, label: str, weights: Tensor | None, x: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Weights of points as ``(B, n)`` that sum to one.
+
+    Raises:
+        ValueError: for negative or infinite ones, other shapes, or a sum of zero.
+    """
+    shape = x.shape[:-1]
+    if weights is None:
+        return x.new_full((math.prod(shape[:-1]), shape[-1]), 1 / shape[-1], dtype=dtype)
+    weights = torch.as_tensor(weights, device=x.device).detach().double()
+    if weights.shape not in (shape, shape[-1:]):
+        raise ValueError(
+            f"{name}: {label} has shape {tuple(weights.shape)}, expected {tuple(shape[-1:])} or "
+            f"{tuple(shape)}, one a point"
+        )
+    total = weights.sum(-1, keepdim=True)
+    fine = (weights >= 0) & weights.isfinite()
+    if not bool(fine.all() & (total > 0).all()):
+        raise ValueError(
+            f"{name}: {label} must be zero or positive, finite, and sum to a positive number"
+        )
+    return (weights / total).expand(shape).reshape(-1, shape[-1]).to(dtype)
+
+
+def even(directions: Tensor, batch: int) -> Tensor:
+    """Every direction counts alike, ``(B, L)``."""
+    return directions.new_full((batch, len(directions)), 1 / len(directions))
+
+
+def plain(directions: Tensor, batch: int) -> Slices:
+    """Plain Monte Carlo."""
+    return Slices(directions, lambda costs, _: costs.mean(1), even(directions, batch))
+
+
+def apply(x: Tensor, y: Tensor, sets: Sets, slices: Slices, name: str) -> tuple[Tensor, Tensor]:
+    """Values ``(B,)`` with gradients in ``x`` and ``y``, and the costs ``(B, L)``."""
+    if not torch.is_grad_enabled():
+        x, y = x.detach(), y.detach()
+    value, costs = _Sliced.apply(x, y, sets, slices)
+    if not bool(costs.isfinite().all()):
+        bad = [label for label, z in (("x", x), ("y", y)) if not bool(z.isfinite().all())]
+        if bad:
+            raise ValueError(f"{name}: {' and '.join(bad)} holds numbers that are not finite")
+        raise ValueError(f"{name}: projected distances overflow {x.dtype}; scale the points down")
+    return value, costs
+
+
+class _Sliced(torch.autograd.Function):
+    """Gradients are made on the way forward, where sorted projections are at hand."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, sets: Sets, slices: Slices) -> tuple[Tensor, Tensor]:
+        need = ctx.needs_input_grad[:2]
+        means, leaves, features = _features(sets, slices, any(need))
+        share = slices.share
+        if any(need) and share is None:  # it hangs on the costs: a first sweep for them alone
+            share = _share(sets.sweep(slices.directions).costs, features, slices)
+        swept = sets.sweep(slices.directions, share, *need)
+        with torch.enable_grad():
+            value = slices.value(swept.costs, features)
+            total = value.sum()
+        by_step = by_x = by_y = None
+        if leaves and total.requires_grad:
+            found = torch.autograd.grad(total, leaves, allow_unused=True)
+            by_step, by_x, by_y = (*found, None, None)[:3]
+        if swept.x is not None:
+            add_gradient(swept.x, sets.x, sets.a, means[0], by_step, by_x)
+        if swept.y is not None:
+            by_step = None if by_step is None else -by_step
+            add_gradient(swept.y, sets.y, sets.b, means[1], by_step, by_y)
+        ctx.save_for_backward(swept.x, swept.y)
+        costs = swept.costs
+        ctx.mark_non_differentiable(costs)
+        return value.detach().to(x.dtype), costs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        # multiplying by one would copy all points
+        plain = grad.numel() == 1 and grad.device.type == "cpu" and grad.item() == 1
+        scale = grad[:, None, None]
+        x, y = (z if z is None or plain else z * scale for z in ctx.saved_tensors)
+        return x, y, None, None
+
+
+def _features(
+    sets: Sets, slices: Slices, need: bool
+) -> tuple[tuple[Tensor, ...], list[Tensor], Tensor | None]:
+    """Means of both sets, moments as leaves, and the features that hang on them."""
+    if slices.features is None:
+        return (sets.x[:, 0], sets.y[:, 0]), [], None
+    mean_x, cov_x = moments(sets.x, sets.a, slices.order > 1)
+    mean_y, cov_y = moments(sets.y, sets.b, slices.order > 1)
+    known = Moments(mean_x - mean_y, cov_x, cov_y)
+    leaves = [m.requires_grad_() for m in known if need and m is not None]
+    with torch.enable_grad():
+        features = slices.features(known)
+    return (mean_x, mean_y), leaves, features
+
+
+def _share(costs: Tensor, features: Tensor | None, slices: Slices) -> Tensor:
+    """Derivative of the value in the costs ``(B, L)``."""
+    leaf = costs.requires_grad_()
+    with torch.enable_grad():
+        total = slices.value(leaf, None if features is None else features.detach()).sum()
+    return torch.autograd.grad(total, leaf)[0].to(slices.directions.dtype)

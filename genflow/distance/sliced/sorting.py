@@ -1,0 +1,109 @@
+"""Sorting rows, the one costly part of a sliced distance: NumPy's sorts on the CPU, torch's elsewhere.
+
+On one thread ``torch.sort`` takes 3 to 40 times as long as NumPy's vectorised sort of values, and 5 times
+as long as two radix passes, which also tell the permutation. Results are the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 2**16
+"""Elements sorted together: what a core's second-level cache holds with its indices."""
+
+
+def sort_rows(rows: Tensor) -> Tensor:
+    """Rows ``(R, n)`` in ascending order, sorted in place where the device allows."""
+    if rows.device.type != "cpu":
+        return rows.sort(dim=1).values
+    columns = rows.shape[1]
+    radix = _suits_radix(rows.numpy()) and _radix_is_faster(columns.bit_length())
+    _threaded(_radix_sort if radix else lambda block: block.sort(axis=1), rows.numpy())
+    return rows
+
+
+def order_rows(rows: Tensor) -> Tensor:
+    """Indices ``(R, n)`` that sort each row."""
+    if rows.device.type != "cpu":
+        return rows.argsort(dim=1)
+    order = np.empty(rows.shape, dtype=np.int64)
+    _threaded(_order, rows.numpy(), order)
+    return torch.from_numpy(order)
+
+
+def merge_rows(rows: Tensor) -> Tensor:
+    """Indices that sort rows ``(R, n)`` made of few ascending runs; equal elements keep their order."""
+    if rows.device.type != "cpu":
+        return rows.argsort(dim=1, stable=True)
+    return torch.from_numpy(rows.numpy().argsort(axis=1, kind="stable"))  # merges the runs
+
+
+def _threaded(work: Callable[..., None], *arrays: np.ndarray) -> None:
+    """``work`` on matching blocks of rows, by as many threads as torch may use: NumPy lets go of the
+    interpreter while it sorts."""
+    rows, columns = arrays[0].shape
+    step = max(1, BLOCK // max(columns, 1))
+    blocks = [tuple(a[k : k + step] for a in arrays) for k in range(0, rows, step)]
+    threads = min(torch.get_num_threads(), len(blocks))
+    if threads < 2:
+        for block in blocks:
+            work(*block)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda block: work(*block), blocks))
+
+
+def _suits_radix(rows: np.ndarray) -> bool:
+    return rows.dtype == np.float32 and rows.shape[1] >= 512
+
+
+def _order(rows: np.ndarray, out: np.ndarray) -> None:
+    if _suits_radix(rows):
+        _radix_order(rows, out)
+    else:
+        out[...] = rows.argsort(axis=1)
+
+
+def _radix_order(rows: np.ndarray, out: np.ndarray) -> None:
+    """Two passes of NumPy's stable radix sort of 16-bit numbers, the low halves first."""
+    bits = rows.view(np.int32)
+    key = bits >> 31  # all ones for negative numbers, whose order the bits reverse
+    key |= np.int32(-(2**31))
+    key ^= bits
+    key = key.view(np.uint32)
+    low, high = key.astype(np.uint16), (key >> 16).astype(np.uint16)
+    for k in range(len(rows)):  # rows one by one stay in the cache
+        first = low[k].argsort(kind="stable")
+        second = high[k].take(first, mode="clip").argsort(kind="stable")
+        first.take(second, out=out[k], mode="clip")
+
+
+def _radix_sort(rows: np.ndarray) -> None:
+    order = np.empty(rows.shape, dtype=np.int64)
+    _radix_order(rows, order)
+    for row, index in zip(rows, order):
+        row[...] = row.take(index, mode="clip")
+
+
+@functools.cache
+def _radix_is_faster(bits: int) -> bool:
+    """Whether rows of about ``2**bits`` numbers are sorted faster by radix than by NumPy's ``sort``,
+    whose instructions run at very different speeds on processors that all have them. Measured once."""
+    rows = np.random.default_rng(0).standard_normal((1, 2 ** min(bits, 17)), dtype=np.float32)
+    times = {}
+    for work in (_radix_sort, lambda block: block.sort(axis=1)):
+        samples = []
+        for _ in range(5):
+            block = rows.copy()
+            start = time.perf_counter()
+            work(block)
+            samples.append(time.perf_counter() - start)
+        times[work is _radix_sort] = min(samples)
+    return times[True] < times[False]

@@ -1,0 +1,13 @@
+"""Control variates of sliced distances: functions of the direction whose mean over the sphere is known."""
+
+from genflow.variate.base import Variate
+from genflow.variate.coefficient import residuals, weights_of
+from genflow.variate.gaussian import TwoLevel
+from genflow.variate.harmonics import Harmonics
+from genflow.variate.moments import Moments, add_gradient, moments
+from genflow.variate.quadratic import Lower, Quadratic, Several, Upper
+
+__all__ = [
+    "Harmonics", "Lower", "Moments", "Quadratic", "Several", "TwoLevel", "Upper", "Variate",
+    "add_gradient", "moments", "residuals", "weights_of",
+]  # fmt: skip

@@ -1,0 +1,89 @@
+"""What a control variate is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from genflow.checks import name_of
+from genflow.variate.moments import Moments
+
+FITTED = ("regression", "clamped", "leave_one_out", "published")
+
+
+class Variate(ABC):
+    """Functions of the direction that vary as the projected distances do, with means that are known.
+
+    The estimate is the mean over directions of the distance minus ``coefficient`` times (function minus
+    its mean). What ``coefficient`` may be:
+
+    - a number, one variate only: **unbiased** whatever the directions, if each is uniform;
+    - ``"regression"``: least squares on the same directions, held fixed in gradients; **consistent**, with
+      a bias of order one over their number. Where the function hardly varies the coefficient is wild, and
+      gradients with it;
+    - ``"clamped"``: the same for one variate, kept in [0, 1]; consistent and safe;
+    - ``"leave_one_out"``: each direction by the coefficient of all others; **unbiased** for independent
+      directions, which it demands;
+    - ``"published"``: Nguyen & Ho's own, one variate: covariance over the second moment about the *known*
+      mean, with gradients through it; consistent.
+    """
+
+    order: int = 2
+    """Moments of the points that are needed: 0 none, 1 means, 2 covariances too."""
+
+    coefficient: float | str
+
+    @abstractmethod
+    def features(
+        self,
+        directions: Tensor,
+        moments: Moments,
+        p: float,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The functions minus their means, ``(B, L, K)``, differentiable in the moments.
+
+        Args:
+            directions: ``(L, d)``.
+            moments: of the sets.
+            p: order of the distance.
+            generator: for means that are themselves estimated.
+        """
+
+    @abstractmethod
+    def count(self, projections: int, dim: int) -> int:
+        """How many functions, ``K``."""
+
+    def bound(self, p: float) -> bool:
+        """Whether the function lies below the distance on every direction."""
+        return False
+
+    def _check(self, *allowed: str, number: bool = True) -> None:
+        value = self.coefficient
+        if isinstance(value, str) and value in allowed:
+            return
+        if (
+            number
+            and isinstance(value, Real)
+            and not isinstance(value, bool)
+            and abs(value) < float("inf")
+        ):
+            return
+        choices = ", ".join(map(repr, allowed))
+        raise ValueError(
+            f"{name_of(self)}(coefficient={value!r}): coefficient must be "
+            + (f"a finite number or one of {choices}" if number else f"one of {choices}")
+        )
+
+
+def squares(directions: Tensor, matrix: Tensor) -> Tensor:
+    """Quadratic forms ``theta' A theta`` of directions ``(L, d)`` and matrices ``(B, d, d)``, ``(B, L)``."""
+    return (torch.matmul(directions, matrix) * directions).sum(-1)
+
+
+def trace(matrix: Tensor) -> Tensor:
+    """Traces of matrices ``(B, d, d)``."""
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
