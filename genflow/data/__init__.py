@@ -6,9 +6,11 @@ from genflow.data.batches import Batches, Passes, draw_rows
 from genflow.data.corrupted import Corrupted
 from genflow.data.corruption import Corruption, Downsample, Mask, Noisy
 from genflow.data.digits import Digits
+from genflow.data.photographs import Photographs
+from genflow.data.shapes import Shapes, shape
 from genflow.data.simulated import Simulated
 
 __all__ = [
     "Arrays", "Batch", "Batches", "Corrupted", "Corruption", "Data", "Digits", "Downsample", "Mask",
-    "Noisy", "Passes", "Simulated", "Table", "draw_rows",
+    "Noisy", "Passes", "Photographs", "Shapes", "Simulated", "Table", "draw_rows", "shape",
 ]  # fmt: skip

@@ -32,8 +32,8 @@ class Orthogonal(Directions):
     """Blocks of ``d`` orthogonal directions, each block a uniform rotation of the axes.
 
     Over a full block every quadratic form has its exact mean, so that variates made of quadratic forms
-    change nothing where ``d`` divides ``projections``. Unbiased; the variance is not always below that of
-    independent directions (Rowland et al. 2019).
+    change nothing where ``d`` divides ``projections``. Unbiased; the variance is not always below that
+    of independent directions (Rowland et al. 2019).
     """
 
     def sample(
@@ -113,4 +113,4 @@ class Fixed(Directions):
                 "the points"
             )
         like = torch.empty(0) if like is None else like
-        return normalised(found).to(like)
+        return normalised(found / found.abs().amax(1, True)).to(like)  # of any size

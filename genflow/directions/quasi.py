@@ -16,8 +16,8 @@ from genflow.tensors import draw_device
 def _only(owner: Directions, dim: int, known: int) -> None:
     if dim != known:
         raise ValueError(
-            f"{type(owner).__name__} directions live in {known} dimensions, the points have {dim}: take "
-            "Sobol, Orthogonal or Auto"
+            f"{type(owner).__name__} directions live in {known} dimensions, the points have {dim}: "
+            "take Sobol, Orthogonal or Auto"
         )
 
 

@@ -51,20 +51,10 @@ class Generator(Likelihood):
         return self.process
 
     def prepare(self, *xs: Tensor, cond: Tensor | None = None) -> Generator:
-        self.source.prepare(xs[0])
-        if self.transform is not None:
-            self.transform.prepare(torch.cat(xs[1:] if self.source.latent else xs))
+        super().prepare(*xs, cond=cond)
         if self.tilt is not None:
             self.tilt.prepare(*self.encode(*xs), cond=cond)
         return self
-
-    def encode(self, *xs: Tensor) -> tuple[Tensor, ...]:
-        dtype = self.dtype
-        xs = tuple(x.to(dtype) for x in xs)
-        if self.transform is None:
-            return xs
-        start = xs[0] if self.source.latent else self.transform(xs[0])
-        return (start, *(self.transform(x) for x in xs[1:]))
 
     @torch.no_grad()
     def sample(
@@ -264,20 +254,11 @@ class Generator(Likelihood):
         generator: torch.Generator | None,
         reverse: bool,
     ) -> Tensor:
-        data = self.transform is not None and (reverse or not self.source.latent)
-
         if x0 is not None:
-            check_event("x0", x0, self.source)
-
-        def inside(x: Tensor) -> Tensor:
-            x = x.to(device=self.device, dtype=self.dtype)
-            return self.transform(x) if data else x
-
-        if x0 is not None:
-            return inside(x0)
+            return self._given(x0, data=reverse)
         if self.tilt is None:
-            return inside(self.source.sample(n, generator))
-        return self.tilt.start(lambda k: inside(self.source.sample(k, generator)), n, cond, generator)
+            return self._drawn(n, generator)
+        return self.tilt.start(lambda k: self._drawn(k, generator), n, cond, generator)
 
     def _join(self, parts: list[Solution], reverse: bool) -> Solution:
         x = torch.cat([part.x for part in parts])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genflow.checks import count, one_of
-from genflow.model.base import Model, evaluating
+from genflow.model.base import Sourced, evaluating
 from genflow.model.rows import align, around, batches, check_event
 from genflow.process import Epsilon, Process
 from genflow.process.density import Density, rademacher
@@ -79,7 +79,7 @@ class Options:
         return solver if self.steps is None else dataclasses.replace(solver, steps=self.steps)
 
 
-class Likelihood(Model):
+class Likelihood(Sourced):
     """A model whose process carries the density of its source."""
 
     def log_prob(

@@ -62,6 +62,25 @@ def batches(n: int, batch_size: int | None, progress: bool, unit: str = "samplin
     return found
 
 
+def refuse_options(model: object, does: str, **options: Any) -> None:
+    """Refuse options of ``sample`` that a model has no use for.
+
+    Args:
+        model: which model.
+        does: what it does instead of following a process.
+        options: as they were given; ``None`` and ``False`` are absent.
+
+    Raises:
+        ValueError: naming those that are set.
+    """
+    names = [k for k, v in options.items() if v is not None and v is not False]
+    if names:
+        raise ValueError(
+            f"sample: {type(model).__name__} {does}: leave {', '.join(names)} out, which belong to "
+            "models that follow a process"
+        )
+
+
 def around(grid: Tensor) -> Tensor:
     """A grid and its midpoints: where solvers look."""
     return torch.cat([grid, (grid[1:] + grid[:-1]) / 2])

@@ -1,5 +1,6 @@
 """Training: the one LightningModule, the one DataModule, callbacks and the command line."""
 
+from genflow.training.animation import Animation
 from genflow.training.checkpoint import Checkpoint
 from genflow.training.datamodule import DataModule
 from genflow.training.ema import EMA
@@ -8,4 +9,6 @@ from genflow.training.module import Training
 from genflow.training.progress import Progress
 from genflow.training.report import Report
 
-__all__ = ["EMA", "Checkpoint", "DataModule", "Figures", "Progress", "Report", "Training"]
+__all__ = [
+    "EMA", "Animation", "Checkpoint", "DataModule", "Figures", "Progress", "Report", "Training",
+]  # fmt: skip

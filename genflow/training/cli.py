@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from genflow.checkpoint import read
 from genflow.coupling.sinkhorn import bridge_epsilon
 from genflow.data.arrays import event_shape
+from genflow.model import Model
 from genflow.training.errors import sentence
 
 
@@ -72,7 +73,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         running = training is not None and training.started
         _answer(error, cfg, keep_traceback=running and not isinstance(error, FloatingPointError))
     if trainer.is_global_zero:
-        _farewell(folder)
+        _farewell(folder, training.model)
     report = next((c for c in trainer.callbacks if hasattr(c, "metrics")), None)
     return report.metrics if report is not None else {}
 
@@ -137,17 +138,17 @@ def _answer(error: Exception, cfg: DictConfig | None = None, keep_traceback: boo
     sys.exit(f"genflow: {said}")
 
 
-def _farewell(folder: Path) -> None:
+def _farewell(folder: Path, model: Model) -> None:
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
     print()
-    for name in ("samples.png", "metrics.json", "model.ckpt"):
+    for name in ("samples.png", "flow.gif", "metrics.json", "model.ckpt"):
         if (folder / name).is_file():
             print(f"  {name:<20} {folder / name}")
     print("\nSample from it:\n")
     print("  import genflow")
     print(f"  model = genflow.load({str(folder / 'model.ckpt')!r})")
-    print("  x = model.sample(1000)")
+    print(f"  x = model.sample({min(1000, model.most or 1000)})")
 
 
 def _quiet() -> None:

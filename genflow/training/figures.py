@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from torch import Tensor
 
 from genflow import plot
 from genflow.checks import count
+from genflow.model import Model
 from genflow.seeds import stream
 from genflow.training.datamodule import needs_rows
 from genflow.training.module import Training
@@ -109,6 +112,27 @@ class Figures(L.Callback):
         generator = stream(pl_module.seed, "figure", device=pl_module.device)
         n = min(len(x) for x in batch.xs)
         x0, cond = batch.xs[0][:n], None if batch.cond is None else batch.cond[:n]
+        samples, path = self._samples(model, x0, cond, generator)
+        model.train(training)
+        latent = getattr(model, "transform", None) is not None and model.source.latent
+        start = model.transform.inverse(x0.to(model.dtype)) if latent else x0
+        image = plot.is_image(tuple(start.shape[1:]))
+        if path is None and hasattr(model, "source") and not image:  # one step: from here to there
+            few = slice(min(self.paths, n))
+            path = torch.stack([start[few].to(samples), samples[few]])
+        labels = batch.cond
+        if labels is None or labels.ndim > 1 or labels.is_floating_point():
+            return plot.flow(start, batch.xs[-1], samples, path, title)
+        return plot.flow(start, batch.xs[-1], samples, path, title, (labels, labels[:n]))
+
+    def _samples(
+        self, model: Model, x0: Tensor, cond: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """Samples from the given starts, where the model takes them, and the paths of a process."""
+        n = len(x0)
+        if not hasattr(model, "process"):
+            starts = {"x0": x0} if hasattr(model, "source") else {"n": min(n, model.most or n)}
+            return model.sample(**starts, cond=cond, generator=generator), None
         # a model that starts elsewhere than at the source draws its own starts
         tilted = getattr(model, "tilt", None) is not None
         starts = {"n": n} if tilted else {"x0": x0}
@@ -116,14 +140,7 @@ class Figures(L.Callback):
         few = min(self.paths, n)
         cond = None if cond is None else cond[:few]
         starts = {"n": few} if tilted else {"x0": x0[:few]}
-        path = model.sample(**starts, cond=cond, generator=generator, trajectory=True)
-        model.train(training)
-        latent = model.transform is not None and model.source.latent
-        start = model.transform.inverse(x0.to(model.dtype)) if latent else x0
-        labels = batch.cond
-        if labels is None or labels.ndim > 1 or labels.is_floating_point():
-            return plot.flow(start, batch.xs[-1], samples, path, title)
-        return plot.flow(start, batch.xs[-1], samples, path, title, (labels, labels[:n]))
+        return samples, model.sample(**starts, cond=cond, generator=generator, trajectory=True)
 
 
 def log_figure(logger: Any, figure: Any, path: Path, step: int) -> None:

@@ -15,6 +15,7 @@ from genflow.coupling import Gibbs
 from genflow.data import Batch
 from genflow.diagnostics import TiltReport
 from genflow.distance import Distance
+from genflow.distance.base import measure
 from genflow.loss import Loss
 from genflow.model import Model
 from genflow.oracle import FieldError, oracle_of
@@ -131,13 +132,19 @@ class Training(L.LightningModule):
         if not self.automatic_optimization:
             return
         self.loss.check(self.model.learner)
+        follows = hasattr(self.model, "process")
+        if not follows and hasattr(self.loss, "coupling"):
+            raise ValueError(
+                f"{type(self.loss).__name__} learns a field, and a {type(self.model).__name__} follows "
+                "none; use loss=sample_distance, or model=generator"
+            )
         spec(self.model)  # told now, not when the first checkpoint is due
         training = self.model.training
         self.model.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             self._loss(batch, stream(self.seed, "rehearsal", device=self.model.device))
             few = None if batch.cond is None else batch.cond[:1]
-            self.model.sample(1, cond=few, steps=1)
+            self.model.sample(1, cond=few, **({"steps": 1} if follows else {}))
         self.model.train(training)
 
     def _loss(self, batch: Any, generator: torch.Generator) -> Tensor:
@@ -202,12 +209,12 @@ class Training(L.LightningModule):
             batch = data.rows(split, self.metric_size).to(self.device)
             target, cond = batch.xs[-1].to(self.model.dtype), batch.cond
             draw = stream(self.seed, "metrics", device=self.device)
-            # a finite table may be shorter than metric_size
-            samples = self.model.sample(len(target), cond=cond, generator=draw)
+            # a finite table may be shorter than metric_size, a model of points have fewer
+            n = min(len(target), self.model.most or len(target))
+            samples = self.model.sample(n, cond=None if cond is None else cond[:n], generator=draw)
             for name, distance in self.metrics.items():
-                self.log(
-                    f"{split}/{name}", float(distance(samples, target)), sync_dist=True, prog_bar=True
-                )
+                value = float(measure(distance, samples, target, draw))
+                self.log(f"{split}/{name}", value, sync_dist=True, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         if self.optimizer is None:

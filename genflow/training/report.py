@@ -35,7 +35,8 @@ class Report(L.Callback):
     ``metrics.json`` then holds (``null`` for a number that is not finite)
 
     - ``w2``, ``w2_euler5``: exact W2 between samples and test data, with the model's solver and
-      with five Euler steps; ``w2_floor``: the same between two samples of the data;
+      with five Euler steps; ``w2_floor``: the same between two samples of the data (a model that
+      follows no process has neither ``w2_euler5`` nor the numbers of its paths);
     - ``path_energy``, ``straightness``, ``w2_pair``, ``bures_pair`` (a lower bound of it) and
       ``path_energy_excess`` (signed), in the model's own space; in high dimensions ``w2_pair`` of
       samples is too large, and the excess too low: read ``bures_pair`` there;
@@ -148,16 +149,31 @@ def _distances(training: Training, test: Batch, known: Batch) -> dict[str, Any]:
     target, train = test.xs[-1].to(model.dtype), known.xs[-1].to(model.dtype)
     distance = Wasserstein()
     numbers: dict[str, Any] = {}
-    for name, options in (("w2", {}), ("w2_euler5", {"solver": Euler(5)})):
+    runs: dict[str, Any] = {"w2": {}}
+    if hasattr(model, "process"):
+        runs["w2_euler5"] = {"solver": Euler(5)}
+    n = min(len(target), model.most or len(target))
+    cond = None if test.cond is None else test.cond[:n]
+    for name, options in runs.items():
         draw = stream(training.seed, "report", device=training.device)
-        solution = model.solve(len(target), cond=test.cond, generator=draw, **options)
-        numbers[name] = float(distance(solution.x, target))
+        x, nfe = _samples(model, n, cond, draw, **options)
+        numbers[name] = float(distance(x, target))
         if name == "w2":
-            numbers["nfe"] = solution.nfe
-            numbers |= _classes(known, test, solution.x)
+            numbers["nfe"] = nfe
+            numbers |= _classes(known, test, x)
     n = min(len(train), len(target))
     numbers["w2_floor"] = float(distance(train[:n], target[:n]))
     return numbers
+
+
+def _samples(
+    model: Any, n: int, cond: Tensor | None, generator: Any, **options: Any
+) -> tuple[Tensor, int | None]:
+    """Samples, and how many evaluations each took."""
+    if not hasattr(model, "process"):
+        return model.sample(n, cond=cond, generator=generator), model.nfe
+    solution = model.solve(n, cond=cond, generator=generator, **options)
+    return solution.x, solution.nfe
 
 
 def _classes(train: Batch, test: Batch, samples: Tensor) -> dict[str, Any]:
@@ -167,11 +183,14 @@ def _classes(train: Batch, test: Batch, samples: Tensor) -> dict[str, Any]:
         return {}
     if len(labels[0].unique()) < 2:
         return {}
-    found = class_accuracy((train.xs[-1], labels[0]), (test.xs[-1], labels[1]), (samples, labels[1]))
+    known, held = ((batch.xs[-1], batch.cond) for batch in (train, test))
+    found = class_accuracy(known, held, (samples, test.cond[: len(samples)]))
     return {"class_accuracy": found.samples, "class_accuracy_real": found.real}
 
 
 def _paths(training: Training, test: Batch) -> dict[str, Any]:
+    if not hasattr(training.model, "process"):
+        return {}
     xs = training.model.encode(*test.xs)
     n = min(len(x) for x in xs)
     cond = None if test.cond is None else test.cond[:n]

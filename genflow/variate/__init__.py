@@ -1,4 +1,4 @@
-"""Control variates of sliced distances: functions of the direction whose mean over the sphere is known."""
+"""Control variates of sliced distances: functions of the direction with a mean that is known."""
 
 from genflow.variate.base import Variate
 from genflow.variate.coefficient import residuals, weights_of

@@ -21,14 +21,14 @@ class Variate(ABC):
     its mean). What ``coefficient`` may be:
 
     - a number, one variate only: **unbiased** whatever the directions, if each is uniform;
-    - ``"regression"``: least squares on the same directions, held fixed in gradients; **consistent**, with
-      a bias of order one over their number. Where the function hardly varies the coefficient is wild, and
-      gradients with it;
+    - ``"regression"``: least squares on the same directions, held fixed in gradients; **consistent**,
+      with a bias of order one over their number. Where the function hardly varies the coefficient is
+      wild, and gradients with it;
     - ``"clamped"``: the same for one variate, kept in [0, 1]; consistent and safe;
     - ``"leave_one_out"``: each direction by the coefficient of all others; **unbiased** for independent
       directions, which it demands;
-    - ``"published"``: Nguyen & Ho's own, one variate: covariance over the second moment about the *known*
-      mean, with gradients through it; consistent.
+    - ``"published"``: Nguyen & Ho's own, one variate: covariance over the second moment about the
+      *known* mean, with gradients through it; consistent.
     """
 
     order: int = 2
@@ -80,7 +80,7 @@ class Variate(ABC):
 
 
 def squares(directions: Tensor, matrix: Tensor) -> Tensor:
-    """Quadratic forms ``theta' A theta`` of directions ``(L, d)`` and matrices ``(B, d, d)``, ``(B, L)``."""
+    """Quadratic forms of directions ``(L, d)`` and matrices ``(..., d, d)``, as ``(..., L)``."""
     return (torch.matmul(directions, matrix) * directions).sum(-1)
 
 

@@ -20,8 +20,8 @@ class Harmonics(Variate):
     The estimate is a fixed weighted sum of the projected distances, with weights that depend on the
     directions alone, and gradients follow it. Exact where the distance is an even polynomial of that
     degree on the sphere; consistent. For two and three dimensions, where smooth problems gain orders of
-    magnitude; in more only degree 2 is known, ``d (d + 1) / 2 - 1`` functions. There must be clearly more
-    directions than functions.
+    magnitude; in more only degree 2 is known, ``d (d + 1) / 2 - 1`` functions. There must be clearly
+    more directions than functions.
 
     Args:
         degree: even; ``None`` for the largest whose functions are at most half as many as directions.
@@ -60,8 +60,8 @@ class Harmonics(Variate):
         if self.degree is not None:
             if dim > 3 and self.degree > 2:
                 raise ValueError(
-                    f"Harmonics(degree={self.degree}) in {dim} dimensions: only degree 2 is known above "
-                    "three dimensions"
+                    f"Harmonics(degree={self.degree}) in {dim} dimensions: only degree 2 is known "
+                    "above three dimensions"
                 )
             return self.degree
         most = 2
@@ -89,8 +89,8 @@ def _degree_two(theta: Tensor) -> Tensor:
 
 
 def _sphere(theta: Tensor, degree: int) -> Tensor:
-    """Real harmonics of even degrees up to ``degree``, of mean square one: associated Legendre functions
-    by their recurrence in the degree, times cosine and sine of the longitude."""
+    """Real harmonics of even degrees, of mean square one: associated Legendre functions by their
+    recurrence in the degree, times cosine and sine of the longitude."""
     z = theta[:, 2]
     radius, angle = torch.hypot(theta[:, 0], theta[:, 1]), torch.atan2(theta[:, 1], theta[:, 0])
     found, start = [], torch.ones_like(z)

@@ -13,14 +13,12 @@ from genflow.variate.base import FITTED, Variate, squares, trace
 from genflow.variate.moments import Moments
 
 
-def lower_bound(directions: Tensor, step: Tensor, p: float, keep_mean: bool = False) -> Tensor:
-    r""":math:`|\theta' m|^p` of directions and steps between means ``(B, d)``, minus its mean, ``(B, L)``.
+def lower_bound(directions: Tensor, step: Tensor, p: float) -> Tensor:
+    r""":math:`|\theta' m|^p` of steps between means ``(B, d)``, minus its mean, ``(B, L)``.
 
     The mean is :math:`\Gamma(d/2)\Gamma((p+1)/2) / (\sqrt\pi\,\Gamma((d+p)/2))\;|m|^p`.
     """
     values = torch.matmul(step, directions.mT).abs() ** p
-    if keep_mean:
-        return values
     d = step.shape[-1]
     share = math.exp(
         math.lgamma(d / 2) + math.lgamma((p + 1) / 2) - math.lgamma((d + p) / 2) - math.lgamma(0.5)
@@ -33,9 +31,9 @@ def lower_bound(directions: Tensor, step: Tensor, p: float, keep_mean: bool = Fa
 class Lower(Variate):
     r"""The distance of the projected means, :math:`|\theta'(m_x - m_y)|^p`.
 
-    A lower bound on every direction, so that with coefficient 1 the estimate is never negative; exact for
-    translates. With the published coefficient this is LCV-SW (Nguyen & Ho 2023), which keeps the square
-    for every ``p``.
+    A lower bound on every direction, so that with coefficient 1 the estimate is never negative; exact
+    for translates. With the published coefficient this is LCV-SW (Nguyen & Ho 2023), which keeps the
+    square for every ``p``.
 
     Args:
         coefficient: see :class:`Variate`.
@@ -66,7 +64,7 @@ class Lower(Variate):
 
 @dataclass(frozen=True)
 class Upper(Variate):
-    r"""Nguyen & Ho's upper bound :math:`(\theta'm)^2 + \theta'S_x\theta + \theta'S_y\theta` of :math:`W_2^2`.
+    r"""An upper bound of :math:`W_2^2`: :math:`(\theta'm)^2 + \theta'S_x\theta + \theta'S_y\theta`.
 
     A variate, not a better one: with coefficient 1 it mostly adds variance. With the published
     coefficient, the default, this is UCV-SW (Nguyen & Ho 2023).
@@ -95,9 +93,9 @@ class Upper(Variate):
 
 @dataclass(frozen=True)
 class Quadratic(Variate):
-    r"""Three quadratic forms: :math:`(\theta'm)^2`, :math:`\theta'S_x\theta` and :math:`\theta'S_y\theta`.
+    r"""The quadratic forms :math:`(\theta'm)^2`, :math:`\theta'S_x\theta`, :math:`\theta'S_y\theta`.
 
-    Exact wherever the distance lies in their span: for ``y`` a translate of ``x`` scaled about its mean.
+    Exact wherever the distance is in their span: for ``x`` scaled about its mean and moved.
 
     Args:
         coefficient: ``"regression"`` or ``"leave_one_out"``, see :class:`Variate`.

@@ -1,4 +1,4 @@
-"""What sliced distances share: checks of their sets, and one differentiable pass over all projections."""
+"""What sliced distances share: checks of their sets, one differentiable pass over all projections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from genflow.distance.base import Distance
 from genflow.distance.sliced.sweep import Sets
@@ -60,8 +59,8 @@ class Sliced(Distance):
 
         Args:
             x, y: ``(..., n, d)`` and ``(..., m, d)``.
-            weights_x, weights_y: of the points, ``(n,)`` or ``(..., n)``; all alike if absent. They need
-                not sum to one and carry no gradient.
+            weights_x, weights_y: of the points, ``(n,)`` or ``(..., n)``; all alike if absent. They
+                need not sum to one and carry no gradient.
             generator: where directions are drawn from.
 
         Raises:
@@ -103,8 +102,8 @@ def check_sets(name: str, x: Any, y: Any) -> None:
             raise TypeError(f"{name}: {label} must be a floating-point tensor, got {got}")
         if z.ndim < 2:
             raise ValueError(
-                f"{name}: {label} has shape {tuple(z.shape)}, expected (..., n, d); use {label}[:, None] "
-                "for numbers"
+                f"{name}: {label} has shape {tuple(z.shape)}, expected (..., n, d); use "
+                f"{label}[:, None] for numbers"
             )
         if z.numel() == 0:
             raise ValueError(f"{name}: {label} of shape {tuple(z.shape)} is empty")
@@ -160,7 +159,7 @@ def apply(x: Tensor, y: Tensor, sets: Sets, slices: Slices, name: str) -> tuple[
     if not torch.is_grad_enabled():
         x, y = x.detach(), y.detach()
     value, costs = _Sliced.apply(x, y, sets, slices)
-    if not bool(costs.isfinite().all()):
+    if not bool(costs.isfinite().all() & value.isfinite().all()):
         bad = [label for label, z in (("x", x), ("y", y)) if not bool(z.isfinite().all())]
         if bad:
             raise ValueError(f"{name}: {' and '.join(bad)} holds numbers that are not finite")
@@ -191,19 +190,33 @@ class _Sliced(torch.autograd.Function):
         if swept.y is not None:
             by_step = None if by_step is None else -by_step
             add_gradient(swept.y, sets.y, sets.b, means[1], by_step, by_y)
-        ctx.save_for_backward(swept.x, swept.y)
+        ctx.save_for_backward(x, y, swept.x, swept.y)
         costs = swept.costs
         ctx.mark_non_differentiable(costs)
         return value.detach().to(x.dtype), costs
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        *points, x, y = ctx.saved_tensors
         # multiplying by one would copy all points
         plain = grad.numel() == 1 and grad.device.type == "cpu" and grad.item() == 1
         scale = grad[:, None, None]
-        x, y = (z if z is None or plain else z * scale for z in ctx.saved_tensors)
-        return x, y, None, None
+        found = [z if z is None or plain else z * scale for z in (x, y)]
+        if torch.is_grad_enabled():  # a gradient that hung on nothing would pass for a constant
+            found = [None if z is None else _Once.apply(z, grad, *points) for z in found]
+        return *found, None, None
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that hangs on the points, in a way that is not known."""
+
+    @staticmethod
+    def forward(ctx: Any, found: Tensor, *_: Tensor) -> Tensor:
+        return found.clone()
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError("sliced distances have no second derivatives")
 
 
 def _features(

@@ -15,13 +15,13 @@ from genflow.distance.sliced.base import Sliced, Slices, apply, check_p
 
 @dataclass(frozen=True)
 class EnergySliced(Sliced):
-    r"""Projected distances weighted by how large they are (Nguyen & Ho 2023, "Energy-Based Sliced Wasserstein
-    Distance"), by importance sampling from uniform directions.
+    r"""Projected distances weighted by how large they are (Nguyen & Ho 2023, "Energy-Based Sliced
+    Wasserstein Distance"), by importance sampling from uniform directions.
 
-    Directions count in proportion to ``f(W)``: ``"exponential"`` is :math:`e^{W / \mathrm{scale}}`, which
-    hangs on the units of the points; ``"power"`` is :math:`W^{\mathrm{scale}}`, which does not. Another
-    divergence than the sliced Wasserstein distance, and no estimate of it: at least as large as plain
-    Monte Carlo on the same directions. Consistent, not unbiased.
+    Directions count in proportion to ``f(W)``: ``"exponential"`` is :math:`e^{W / \mathrm{scale}}`,
+    which hangs on the units of the points; ``"power"`` is :math:`W^{\mathrm{scale}}`, which does not.
+    Another divergence than the sliced Wasserstein distance, and no estimate of it: at least as large as
+    plain Monte Carlo on the same directions. Consistent, not unbiased.
 
     Args:
         projections: how many directions.

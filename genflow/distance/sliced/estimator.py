@@ -15,7 +15,14 @@ from genflow.directions import Auto, Directions, Orthogonal
 from genflow.distance.base import safe_root
 from genflow.distance.sliced.base import Sliced, Slices, apply, check_p, even, plain
 from genflow.variate import (
-    Lower, Moments, Quadratic, TwoLevel, Upper, Variate, residuals, weights_of,
+    Lower,
+    Moments,
+    Quadratic,
+    TwoLevel,
+    Upper,
+    Variate,
+    residuals,
+    weights_of,
 )  # fmt: skip
 
 
@@ -33,12 +40,12 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class SlicedWasserstein(Sliced):
-    r""":math:`SW_p^p = E_\theta W_p^p(\theta'x, \theta'y)` over directions :math:`\theta`, uniform on the sphere
-    (Rabin et al. 2012; Bonneel et al. 2015).
+    r""":math:`SW_p^p = E_\theta W_p^p(\theta'x, \theta'y)` over directions :math:`\theta`, uniform on
+    the sphere (Rabin et al. 2012; Bonneel et al. 2015).
 
     As it stands the estimate is unbiased, never negative, and for ``p = 2`` has a small fraction of the
-    variance of plain Monte Carlo with as many projections. Weighted sets and sets of different sizes are
-    exact on every projection. Half precision is computed in single.
+    variance of plain Monte Carlo with as many projections. Weighted sets and sets of different sizes
+    are exact on every projection. Half precision is computed in single.
 
     Args:
         projections: how many directions, ``L``.
@@ -68,7 +75,7 @@ class SlicedWasserstein(Sliced):
         kind = getattr(self.variate, "coefficient", None)
         if isinstance(kind, str) and self.projections < 2:
             raise ValueError(
-                f"SlicedWasserstein(projections={self.projections}): a coefficient that is fitted needs at "
+                f"SlicedWasserstein(projections={self.projections}): a fitted coefficient needs at "
                 "least 2 projections"
             )
         if kind == "leave_one_out" and not self.directions.independent:
@@ -101,13 +108,12 @@ class SlicedWasserstein(Sliced):
         generator: torch.Generator | None = None,
         repeats: int = 8,
     ) -> Estimate:
-        """The mean of several estimates with its standard error, over directions alone: the sets are taken
-        as given.
+        """The mean of several estimates with its standard error, over directions alone.
 
         Args:
             x, y, weights_x, weights_y, generator: as for a call.
-            repeats: how many estimates are averaged, each with all projections; at least 2. Their spread
-                tells the error, whatever the directions and the variate.
+            repeats: how many estimates are averaged, each with all projections; at least 2. Their
+                spread tells the error, whatever the directions and the variate.
 
         Raises:
             ValueError: for directions that are always the same.
@@ -145,7 +151,8 @@ class SlicedWasserstein(Sliced):
             return mean + (mean.detach().clamp_min(0) - mean.detach()) if bound else mean
 
         share = None if variate.coefficient == "published" else even(directions, batch)
-        if variate.order == 0:  # a weighted sum, whose weights the costs have no part in
+        if variate.order == 0 and variate.coefficient == "regression":
+            # a weighted sum, whose weights the costs have no part in
             weights = weights_of(features(Moments(x[:, 0])).double())
             return Slices(directions, lambda costs, _: (costs * weights).sum(1), weights.to(x))
         return Slices(directions, value, share, features, variate.order)
@@ -153,19 +160,20 @@ class SlicedWasserstein(Sliced):
     def _fits(self, dim: int) -> None:
         variate, kind = self.variate, self.variate.coefficient
         if isinstance(kind, str) and kind != "published":
-            least = variate.count(self.projections, dim) + (2 if kind == "leave_one_out" else 1)
+            extra = 2 if kind == "leave_one_out" else 1
+            least = variate.count(self.projections, dim) + extra
             if self.projections < least:
                 raise ValueError(
                     f"SlicedWasserstein(projections={self.projections}): {type(variate).__name__} fits "
-                    f"{variate.count(self.projections, dim)} coefficients in {dim} dimensions and needs at "
-                    f"least {least} projections, better several times as many"
+                    f"{least - extra} coefficients in {dim} dimensions and needs at least {least} "
+                    "projections, better several times as many"
                 )
         block = self.directions.block(dim) if isinstance(self.directions, (Auto, Orthogonal)) else None
         idle = isinstance(variate, (Lower, Upper, Quadratic)) and self.p == 2
         if idle and block and self.projections % block == 0:
             warnings.warn(
-                f"{type(variate).__name__} has no effect: over {self.projections} directions in blocks of "
-                f"{block} orthogonal ones quadratic forms have their exact means; take another variate, "
-                "or other directions",
+                f"{type(variate).__name__} has no effect: over {self.projections} directions in blocks "
+                f"of {block} orthogonal ones quadratic forms have their exact means; take another "
+                "variate, or other directions",
                 stacklevel=4,
             )

@@ -18,9 +18,9 @@ from genflow.distance.sliced.sweep import Sets
 class MaxSliced(Sliced):
     r""":math:`\max_\theta W_p^p(\theta'x, \theta'y)` (Deshpande et al. 2019), by ascent on the sphere.
 
-    The best of ``projections`` directions and of the line through both means, and those next to it, climb
-    together. The answer is a distance along a direction that was found, thus never above the maximum; the
-    gradient in the points holds that direction fixed, which is exact at a maximum.
+    The best of ``projections`` directions and of the line through both means, and those next to it,
+    climb together. The answer is a distance along a direction that was found, thus never above the
+    maximum; the gradient in the points holds that direction fixed, which is exact at a maximum.
 
     Args:
         projections: directions to choose the starts from.

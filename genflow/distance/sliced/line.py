@@ -1,7 +1,7 @@
 r"""Optimal transport on the line, many rows at once: sort, and pair what lies at the same quantile.
 
-:math:`W_p^p = \int_0^1 |Q_x(u) - Q_y(u)|^p du`, exactly, with quantile functions that are steps: pairs of
-sorted points for samples of one size, a merged grid of levels for others.
+:math:`W_p^p = \int_0^1 |Q_x(u) - Q_y(u)|^p du`, exactly, with quantile functions that are steps: pairs
+of sorted points for samples of one size, a merged grid of levels for others.
 """
 
 from __future__ import annotations

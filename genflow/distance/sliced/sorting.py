@@ -1,12 +1,13 @@
 """Sorting rows, the one costly part of a sliced distance: NumPy's sorts on the CPU, torch's elsewhere.
 
-On one thread ``torch.sort`` takes 3 to 40 times as long as NumPy's vectorised sort of values, and 5 times
-as long as two radix passes, which also tell the permutation. Results are the same.
+On one thread ``torch.sort`` takes 3 to 40 times as long as NumPy's vectorised sort of values, and 5
+times as long as two radix passes, which also tell the permutation. Results are the same.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -56,8 +57,16 @@ def _threaded(work: Callable[..., None], *arrays: np.ndarray) -> None:
         for block in blocks:
             work(*block)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda block: work(*block), blocks))
+    list(_pool(threads).map(lambda block: work(*block), blocks))
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="genflow-sort")
+
+
+if hasattr(os, "register_at_fork"):  # threads stay behind in the parent
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _suits_radix(rows: np.ndarray) -> bool:

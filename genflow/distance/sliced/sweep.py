@@ -1,7 +1,7 @@
 """All projections of two point sets: their costs, and the gradient of any weighted sum of them.
 
-The gradient is made on the way forward, chunk of directions by chunk, so that nothing of the size of all
-projections is ever held.
+The gradient is made on the way forward, chunk of directions by chunk, so that nothing of the size of
+all projections is ever held.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Sets:
             if need_y:
                 found_y.add(y, part)
         return Swept(
-            torch.cat(costs, 1),
+            costs[0] if len(costs) == 1 else torch.cat(costs, 1),
             found_x.total() if need_x else None,
             found_y.total() if need_y else None,
         )
@@ -92,24 +92,27 @@ class Sets:
         return x @ self.x[0] + y @ self.y[0]
 
     def _costs(self, x: Tensor, y: Tensor, weight: Tensor | None, need_x: bool, need_y: bool) -> Tensor:
-        """Costs of projected rows ``(R, n)`` and ``(R, m)``; weighted slopes take the place of points."""
+        """Costs of rows ``(R, n)`` and ``(R, m)``; weighted slopes take the place of the points."""
         rows, most = len(x), max(x.shape[1], y.shape[1])
-        per_set = rows // len(self.x)
-        # on the CPU a few rows at a time: they stay in the cache from the sort to the slopes
-        step = max(1, BLOCK // most) if x.device.type == "cpu" else rows
+        # on the CPU a few rows at a time: they stay in the caches from the sort to the slopes
+        step = max(1, torch.get_num_threads() * BLOCK // most) if x.device.type == "cpu" else rows
         costs = []
         for k in range(0, rows, step):
-            part = slice(k, min(k + step, rows))
-            own = torch.arange(part.start, part.stop, device=x.device).div(
-                per_set, rounding_mode="floor"
-            )
-            a, b = (None, None) if self.a is None else (self.a[own], self.b[own])
+            part = slice(k, k + step)
+            a, b = self._weights(k, min(k + step, rows), rows)
             moved = transport(x[part], y[part], self.p, a, b, need_x, need_y)
             costs.append(moved.cost)
             for points, slope in ((x, moved.x), (y, moved.y)):
                 if slope is not None:
                     torch.mul(slope, weight[part, None], out=points[part])
-        return torch.cat(costs)
+        return costs[0] if len(costs) == 1 else torch.cat(costs)
+
+    def _weights(self, start: int, stop: int, rows: int) -> tuple[Tensor | None, Tensor | None]:
+        """Weights of the points of some of the rows, which are as many for each pair of sets."""
+        if self.a is None:
+            return None, None
+        own = torch.arange(start, stop, device=self.x.device) // (rows // len(self.x))
+        return self.a[own], self.b[own]
 
 
 def _project(x: Tensor, directions: Tensor) -> Tensor:
