@@ -20,7 +20,7 @@ from genflow.training.cli import run
 
 OTHERS = ("trainer", "logger", "callback", "optimizer", "scheduler")
 """Groups of objects that are no genflow parts and describe no model."""
-NONE = [(g, o) for g, o in OPTIONS if o == "none" and g in (*OTHERS, "tilt")]
+NONE = [(g, o) for g, o in OPTIONS if o == "none" and g in (*OTHERS, "tilt", "variate")]
 PARTS = [(g, o) for g, o in OPTIONS if g not in (*OTHERS, "experiment") and (g, o) not in NONE]
 REST = [(g, o) for g, o in OPTIONS if g in OTHERS and (g, o) not in NONE]
 
@@ -28,8 +28,10 @@ REST = [(g, o) for g, o in OPTIONS if g in OTHERS and (g, o) not in NONE]
 def node_of(tmp_path, group: str, option: str):
     """The node of one option of one group, in a whole configuration."""
     if group == "callback":
-        callbacks = composed(tmp_path).callbacks
-        return callbacks if option == "default" else callbacks[option]
+        found = composed(tmp_path).callbacks
+        if option not in (*found, "default"):  # one that only some experiments take
+            found = composed(tmp_path, f"+callback@callbacks.{option}={option}").callbacks
+        return found if option == "default" else found[option]
     if group == "distance":
         return composed(tmp_path, f"distance@metrics.w2={option}").metrics.w2
     extra = [f"data.x1={data_file(tmp_path)}"] if (group, option) == ("data", "arrays") else []
@@ -81,7 +83,10 @@ def test_none_is_nothing(tmp_path, group, option):
     assert composed(tmp_path, f"{group}=none")[group] is None
 
 
-ROLES = ("coupling", "distance", "interpolant", "solver", "source", "target", "time", "transform")
+ROLES = (
+    "coupling", "directions", "distance", "interpolant", "solver", "source", "target", "time", "transform",
+    "variate",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("role", ROLES)
