@@ -150,7 +150,8 @@ def field_error(
     return figure
 
 
-def _figure(panels: int, height: float, title: str) -> tuple[Any, Any]:
+def blank(width: float, height: float) -> Any:
+    """An empty figure of so many inches that notebooks know how to show."""
     from matplotlib.figure import Figure as Plain
 
     # not pyplot: it keeps every figure alive and may want a display; but then a notebook does not
@@ -161,7 +162,11 @@ def _figure(panels: int, height: float, title: str) -> tuple[Any, Any]:
             self.savefig(picture, dpi=80)
             return picture.getvalue()
 
-    figure = Figure(figsize=(3.4 * panels, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _figure(panels: int, height: float, title: str) -> tuple[Any, Any]:
+    figure = blank(3.4 * panels, height)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     if title:
         figure.suptitle(title)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genflow.plot import _plane
+from genflow.plot import _plane, blank
 
 MOST = 4000
 """Points drawn."""
@@ -121,13 +121,10 @@ def _show(axis: Any, picture: Tensor) -> None:
 
 
 def _stages(draws: Sequence[Draw], titles: Sequence[str], wide: float) -> Any:
-    from matplotlib.figure import Figure
-
     columns = len(draws) if wide < 1.2 else math.ceil(len(draws) / 2) if wide < 2 else 2
     rows = math.ceil(len(draws) / columns)
     width = 12 / columns
-    size = (12, rows * (width / wide + 0.35))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = blank(12, rows * (width / wide + 0.35))
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, draw, title in zip(axes, draws, titles):
         draw(axis)

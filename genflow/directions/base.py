@@ -43,9 +43,9 @@ class Directions(ABC):
             ValueError: for a dimension that these directions do not know.
         """
 
-    def block(self, dim: int) -> int | None:
-        """How many consecutive directions depend on each other; ``None`` if all do."""
-        return 1 if self.independent else None
+    def balanced(self, projections: int, dim: int) -> bool:
+        """Whether quadratic forms have their exact means over so many directions, whatever the draw."""
+        return False
 
 
 def normalised(vectors: Tensor) -> Tensor:

@@ -51,8 +51,8 @@ class Orthogonal(Directions):
             found.append(_frames(draw_normal((dim, rest), generator, like)))
         return torch.cat(found)
 
-    def block(self, dim: int) -> int:
-        return dim
+    def balanced(self, projections: int, dim: int) -> bool:
+        return projections % dim == 0
 
 
 def _frames(normal: Tensor) -> Tensor:

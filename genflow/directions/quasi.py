@@ -40,6 +40,9 @@ class Grid(Directions):
         angle = (step + start) * (math.pi / projections)
         return torch.stack([angle.cos(), angle.sin()], 1).to(like)
 
+    def balanced(self, projections: int, dim: int) -> bool:
+        return projections > 1
+
 
 @dataclass(frozen=True)
 class Spiral(Directions):
@@ -112,5 +115,5 @@ class Auto(Directions):
     ) -> Tensor:
         return self.choose(dim).sample(projections, dim, generator, like)
 
-    def block(self, dim: int) -> int | None:
-        return self.choose(dim).block(dim)
+    def balanced(self, projections: int, dim: int) -> bool:
+        return self.choose(dim).balanced(projections, dim)

@@ -19,7 +19,9 @@ from genflow.variate.moments import Moments
 from genflow.variate.quadratic import lower_bound
 
 WORK = 2**28
-"""Products that the inner mean may take."""
+"""Products that the further directions may take."""
+HELD = 2**22
+"""Numbers that they may hold."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class TwoLevel(Variate):
 
     Args:
         coefficient: see :class:`Variate`.
-        inner: further directions; ``None`` for 100 for each projection, fewer in high dimensions
-            (their number times ``d * d`` is bounded).
+        inner: further directions; ``None`` for up to 100 for each projection, the fewer the smaller the
+            sets are beside ``d * d``, which is what a further direction costs.
     """
 
     coefficient: float | str = 1.0
@@ -58,9 +60,11 @@ class TwoLevel(Variate):
     ) -> Tensor:
         if p < 2:
             return lower_bound(directions, moments.step, p)[..., None]
-        batch, d = moments.step.shape
-        inner = self.inner or inner_size(len(directions), d, batch)
-        further = _design(inner, d).to(directions) @ rotation(d, generator, directions)
+        d = moments.step.shape[1]
+        inner = self.inner or inner_size(len(directions), moments)
+        further = _design(inner, d, directions.dtype, directions.device) @ rotation(
+            d, generator, directions
+        )
         # both levels in one pass: for few points their number of calls is what costs
         values = _gaussian(torch.cat([directions, further]), moments, p)
         own, others = values.split([len(directions), inner], 1)
@@ -73,10 +77,13 @@ class TwoLevel(Variate):
         return True
 
 
-def inner_size(projections: int, dim: int, batch: int) -> int:
+def inner_size(projections: int, moments: Moments) -> int:
     """How many further directions are taken where none are asked for."""
-    most = WORK // (batch * dim * dim)
-    return max(projections, min(100 * projections, most))
+    batch, d = moments.step.shape
+    # variance by time is least near the root of the ratio of costs, a sort of the points over d * d
+    each = min(100.0, max(10.0, 150 * math.sqrt(moments.size) / d))
+    most = min(WORK // (d * d), HELD // d) // batch
+    return max(projections, min(round(each * projections), most))
 
 
 def _gaussian(directions: Tensor, moments: Moments, p: float) -> Tensor:
@@ -110,11 +117,14 @@ class _Gaussian(torch.autograd.Function):
 
 
 @functools.lru_cache(maxsize=8)
-def _design(projections: int, dim: int) -> Tensor:
-    """A set of directions that is the same at every call, ``(M, d)`` in float32 on the CPU."""
+def _design(projections: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A set of directions that is the same at every call, ``(M, d)``."""
     if dim == 2:
         angle = torch.arange(projections, dtype=torch.float64) * (math.pi / projections)
-        return torch.stack([angle.cos(), angle.sin()], 1).float()
-    if dim == 3:
-        return spiral(projections).float()
-    return Orthogonal().sample(projections, dim, torch.Generator().manual_seed(0))
+        found = torch.stack([angle.cos(), angle.sin()], 1)
+    elif dim == 3:
+        found = spiral(projections)
+    else:
+        like = torch.empty(0, dtype=torch.float64)
+        found = Orthogonal().sample(projections, dim, torch.Generator().manual_seed(0), like)
+    return found.to(device, dtype)

@@ -18,11 +18,13 @@ class Moments(NamedTuple):
     Attributes:
         step: mean of ``x`` minus mean of ``y``, ``(B, d)``.
         cov_x, cov_y: covariances with divisor ``n``, ``(B, d, d)``, where they are needed.
+        size: points of a set, which tells what a projection costs.
     """
 
     step: Tensor
     cov_x: Tensor | None = None
     cov_y: Tensor | None = None
+    size: int = 1000
 
 
 def moments(

@@ -154,11 +154,17 @@ def plain(directions: Tensor, batch: int) -> Slices:
     return Slices(directions, lambda costs, _: costs.mean(1), even(directions, batch))
 
 
+def full_precision(x: Tensor) -> Any:
+    """Autocast switched off: sorted projections need their digits."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def apply(x: Tensor, y: Tensor, sets: Sets, slices: Slices, name: str) -> tuple[Tensor, Tensor]:
     """Values ``(B,)`` with gradients in ``x`` and ``y``, and the costs ``(B, L)``."""
     if not torch.is_grad_enabled():
         x, y = x.detach(), y.detach()
-    value, costs = _Sliced.apply(x, y, sets, slices)
+    with full_precision(x):
+        value, costs = _Sliced.apply(x, y, sets, slices)
     if not bool(costs.isfinite().all() & value.isfinite().all()):
         bad = [label for label, z in (("x", x), ("y", y)) if not bool(z.isfinite().all())]
         if bad:
@@ -227,8 +233,8 @@ def _features(
         return (sets.x[:, 0], sets.y[:, 0]), [], None
     mean_x, cov_x = moments(sets.x, sets.a, slices.order > 1)
     mean_y, cov_y = moments(sets.y, sets.b, slices.order > 1)
-    known = Moments(mean_x - mean_y, cov_x, cov_y)
-    leaves = [m.requires_grad_() for m in known if need and m is not None]
+    known = Moments(mean_x - mean_y, cov_x, cov_y, sets.x.shape[1])
+    leaves = [m.requires_grad_() for m in known[:3] if need and m is not None]
     with torch.enable_grad():
         features = slices.features(known)
     return (mean_x, mean_y), leaves, features

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genflow.checks import count
-from genflow.directions import Auto, Directions, Orthogonal
+from genflow.directions import Auto, Directions
 from genflow.distance.base import safe_root
 from genflow.distance.sliced.base import Sliced, Slices, apply, check_p, even, plain
 from genflow.variate import (
@@ -168,12 +168,12 @@ class SlicedWasserstein(Sliced):
                     f"{least - extra} coefficients in {dim} dimensions and needs at least {least} "
                     "projections, better several times as many"
                 )
-        block = self.directions.block(dim) if isinstance(self.directions, (Auto, Orthogonal)) else None
-        idle = isinstance(variate, (Lower, Upper, Quadratic)) and self.p == 2
-        if idle and block and self.projections % block == 0:
+        square = isinstance(variate, Lower) and (self.p == 2 or kind == "published")
+        idle = square or isinstance(variate, (Upper, Quadratic))
+        if idle and self.directions.balanced(self.projections, dim):
             warnings.warn(
-                f"{type(variate).__name__} has no effect: over {self.projections} directions in blocks "
-                f"of {block} orthogonal ones quadratic forms have their exact means; take another "
-                "variate, or other directions",
+                f"{type(variate).__name__} has no effect: over {self.projections} directions in {dim} "
+                f"dimensions by {type(self.directions).__name__} quadratic forms have exact means; "
+                "take another variate, or other directions",
                 stacklevel=4,
             )

@@ -10,7 +10,7 @@ from torch import Tensor
 from genflow.checks import count, positive
 from genflow.directions import Auto, Directions, normalised
 from genflow.distance.base import safe_root
-from genflow.distance.sliced.base import Sliced, Slices, apply, check_p
+from genflow.distance.sliced.base import Sliced, Slices, apply, check_p, full_precision
 from genflow.distance.sliced.sweep import Sets
 
 
@@ -65,7 +65,8 @@ class MaxSliced(Sliced):
         values = []
         for k, (one_x, one_y) in enumerate(zip(flat_x, flat_y)):  # each pair has its own direction
             own = _one(sets, k)
-            best = self._climb(own, generator)
+            with full_precision(one_x):
+                best = self._climb(own, generator)
             share = best.new_ones(1, 1)
             slices = Slices(best[None], lambda costs, _: costs[:, 0], share)
             values.append(apply(one_x[None], one_y[None], own, slices, type(self).__name__)[0])
@@ -83,7 +84,8 @@ class MaxSliced(Sliced):
     ) -> Tensor:
         """The direction that was found, ``(..., d)``; arguments as for a call."""
         *_, sets = self._sets(x, y, weights_x, weights_y)
-        found = [self._climb(_one(sets, k), generator) for k in range(len(sets.x))]
+        with full_precision(sets.x):
+            found = [self._climb(_one(sets, k), generator) for k in range(len(sets.x))]
         return torch.stack(found).reshape(*x.shape[:-2], x.shape[-1]).to(x.dtype)
 
     def _climb(self, sets: Sets, generator: torch.Generator | None) -> Tensor:
