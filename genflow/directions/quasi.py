@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -60,10 +61,11 @@ class Spiral(Directions):
     ) -> Tensor:
         _only(self, dim, 3)
         like = torch.empty(0) if like is None else like
-        turn = rotation(3, generator, torch.empty(0, dtype=torch.float64, device=like.device))
-        return (spiral(projections).to(turn) @ turn).to(like)
+        turn = rotation(3, generator, like)
+        return spiral(projections).to(turn) @ turn
 
 
+@functools.lru_cache(maxsize=16)
 def spiral(projections: int) -> Tensor:
     """The spiral before its rotation, ``(L, 3)`` in float64."""
     z = 1 - (2 * torch.arange(1, projections + 1, dtype=torch.float64) - 1) / projections

@@ -62,13 +62,9 @@ class TwoLevel(Variate):
             return lower_bound(directions, moments.step, p)[..., None]
         d = moments.step.shape[1]
         inner = self.inner or inner_size(len(directions), moments)
-        further = _design(inner, d, directions.dtype, directions.device) @ rotation(
-            d, generator, directions
-        )
-        # both levels in one pass: for few points their number of calls is what costs
-        values = _gaussian(torch.cat([directions, further]), moments, p)
-        own, others = values.split([len(directions), inner], 1)
-        return (own - others.mean(1, True))[..., None]
+        further = _further(inner, d, generator, directions)
+        known = moments.step, moments.cov_x, moments.cov_y
+        return _Gaussian.apply(torch.cat([directions, further]), *known, len(directions), p)[..., None]
 
     def count(self, projections: int, dim: int) -> int:
         return 1
@@ -86,34 +82,46 @@ def inner_size(projections: int, moments: Moments) -> int:
     return max(projections, min(round(each * projections), most))
 
 
-def _gaussian(directions: Tensor, moments: Moments, p: float) -> Tensor:
-    covs = torch.stack([moments.cov_x, moments.cov_y], 1)
-    square = _Gaussian.apply(directions, moments.step, covs)
-    return square if p == 2 else square ** (p / 2)
-
-
 class _Gaussian(torch.autograd.Function):
-    """Squared distance of projected Gaussians, with a gradient by hand that takes fewer calls."""
+    """Powers of the distance of projected Gaussians on the first of many directions, minus their mean
+    over all others; with a gradient by hand, for few points cost their number of calls.
+    """
 
     @staticmethod
-    def forward(ctx: Any, directions: Tensor, step: Tensor, covs: Tensor) -> Tensor:
-        """Directions ``(L, d)``, steps ``(B, d)`` and covariances ``(B, 2, d, d)`` to ``(B, L)``."""
-        spread = squares(directions, covs).clamp_min(0).sqrt()
+    def forward(
+        ctx: Any, directions: Tensor, step: Tensor, cov_x: Tensor, cov_y: Tensor, own: int, p: float
+    ) -> Tensor:
+        """Directions ``(L + M, d)`` and moments of ``B`` pairs to ``(B, L)``."""
+        spread = squares(directions, torch.stack([cov_x, cov_y], 1)).clamp_min(0).sqrt()
         gap = spread[:, 0] - spread[:, 1]
         along = step @ directions.mT
-        ctx.save_for_backward(directions, spread, gap, along)
-        return along * along + gap * gap
+        square = along * along + gap * gap
+        ctx.save_for_backward(directions, spread, gap, along, square)
+        ctx.own, ctx.p = own, p
+        values = square if p == 2 else square ** (p / 2)
+        return values[:, :own] - values[:, own:].mean(1, True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        directions, spread, gap, along = ctx.saved_tensors
+        directions, spread, gap, along, square = ctx.saved_tensors
+        inner = len(directions) - ctx.own
+        share = grad.sum(1, True) / -inner
+        grad = torch.cat([grad, share.expand(-1, inner)], 1)
+        if ctx.p != 2:
+            grad = grad * square ** (ctx.p / 2 - 1) * (ctx.p / 2)
         by_gap = (grad * gap)[:, None]
         # a spread of zero has derivative zero, not infinity
         by_form = torch.where(spread > 0, by_gap / spread, 0.0)
-        by_form[:, 1].neg_()
-        by_covs = (directions.mT * by_form[..., None, :]) @ directions
-        return None, 2 * (grad * along) @ directions, by_covs
+        by_cov = (directions.mT * by_form[..., None, :]) @ directions
+        by_step = 2 * (grad * along) @ directions
+        return None, by_step, by_cov[:, 0], by_cov[:, 1].neg(), None, None
+
+
+def _further(projections: int, dim: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
+    if projections <= dim:  # a part of a frame costs less than a rotation
+        return Orthogonal().sample(projections, dim, generator, like)
+    return _design(projections, dim, like.dtype, like.device) @ rotation(dim, generator, like)
 
 
 @functools.lru_cache(maxsize=8)

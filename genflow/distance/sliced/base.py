@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -155,8 +156,9 @@ def plain(directions: Tensor, batch: int) -> Slices:
 
 
 def full_precision(x: Tensor) -> Any:
-    """Autocast switched off: sorted projections need their digits."""
-    return torch.autocast(x.device.type, enabled=False)
+    """Autocast switched off where it is on: sorted projections need their digits."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def apply(x: Tensor, y: Tensor, sets: Sets, slices: Slices, name: str) -> tuple[Tensor, Tensor]:
@@ -165,7 +167,7 @@ def apply(x: Tensor, y: Tensor, sets: Sets, slices: Slices, name: str) -> tuple[
         x, y = x.detach(), y.detach()
     with full_precision(x):
         value, costs = _Sliced.apply(x, y, sets, slices)
-    if not bool(costs.isfinite().all() & value.isfinite().all()):
+    if not math.isfinite(costs.sum().item() + value.sum().item()):
         bad = [label for label, z in (("x", x), ("y", y)) if not bool(z.isfinite().all())]
         if bad:
             raise ValueError(f"{name}: {' and '.join(bad)} holds numbers that are not finite")
@@ -184,13 +186,7 @@ class _Sliced(torch.autograd.Function):
         if any(need) and share is None:  # it hangs on the costs: a first sweep for them alone
             share = _share(sets.sweep(slices.directions).costs, features, slices)
         swept = sets.sweep(slices.directions, share, *need)
-        with torch.enable_grad():
-            value = slices.value(swept.costs, features)
-            total = value.sum()
-        by_step = by_x = by_y = None
-        if leaves and total.requires_grad:
-            found = torch.autograd.grad(total, leaves, allow_unused=True)
-            by_step, by_x, by_y = (*found, None, None)[:3]
+        value, (by_step, by_x, by_y) = _value(swept.costs, features, leaves, slices)
         if swept.x is not None:
             add_gradient(swept.x, sets.x, sets.a, means[0], by_step, by_x)
         if swept.y is not None:
@@ -199,7 +195,7 @@ class _Sliced(torch.autograd.Function):
         ctx.save_for_backward(x, y, swept.x, swept.y)
         costs = swept.costs
         ctx.mark_non_differentiable(costs)
-        return value.detach().to(x.dtype), costs
+        return value.to(x.dtype), costs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
@@ -238,6 +234,18 @@ def _features(
     with torch.enable_grad():
         features = slices.features(known)
     return (mean_x, mean_y), leaves, features
+
+
+def _value(
+    costs: Tensor, features: Tensor | None, leaves: list[Tensor], slices: Slices
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """Values ``(B,)`` and their gradients in step and covariances, where there are any."""
+    if not leaves:
+        return slices.value(costs, features), (None, None, None)
+    with torch.enable_grad():
+        value = slices.value(costs, features)
+    found = torch.autograd.grad(value, leaves, torch.ones_like(value), allow_unused=True)
+    return value.detach(), (*found, None, None)[:3]
 
 
 def _share(costs: Tensor, features: Tensor | None, slices: Slices) -> Tensor:
