@@ -37,7 +37,7 @@ def z_score(values, truth):
 
 
 @every
-@pytest.mark.parametrize("projections", [1, 2, 7, 20])
+@pytest.mark.parametrize("projections", [1, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rows_have_length_one(directions, dim, projections, dtype, generator):
     assert isinstance(directions, Directions)

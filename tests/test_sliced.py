@@ -152,12 +152,12 @@ def test_the_standard_error_is_right(p, generator):
     x, y = pair(6, 8, 2, batch=(3,))
     truth = SlicedWasserstein(3000, p, Grid(), None)(x, y, generator=generator)
     sw = SlicedWasserstein(6, p, Isotropic(), Lower())
-    found = [sw.estimate(x, y, generator=generator) for _ in range(200)]
+    found = [sw.estimate(x, y, generator=generator) for _ in range(120)]
     value, error = (torch.stack(z) for z in zip(*found))
-    assert value.shape == error.shape == (200, 3) and (error > 0).all()
+    assert value.shape == error.shape == (120, 3) and (error > 0).all()
     ratio = error.square().mean(0) / value.var(0)
-    assert ((ratio > 0.7) & (ratio < 1.4)).all()  # their own errors are a tenth
-    assert ((value.mean(0) - truth).abs() < 4 * value.std(0) / 200**0.5).all()
+    assert ((ratio > 0.6) & (ratio < 1.6)).all()  # their own errors are an eighth
+    assert ((value.mean(0) - truth).abs() < 4 * value.std(0) / 120**0.5).all()
     assert not sw.estimate(x.requires_grad_(), y, generator=generator).value.requires_grad
 
 

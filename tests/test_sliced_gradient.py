@@ -78,7 +78,7 @@ DEGENERATE = {
 
 @every
 @pytest.mark.parametrize("case", DEGENERATE)
-@pytest.mark.parametrize("p", [1, 1.5, 2, 3])
+@pytest.mark.parametrize("p", [1, 1.5, 2])
 def test_degenerate_sets_have_finite_values_and_gradients(name, case, p):
     x, y = (z.clone().requires_grad_() for z in DEGENERATE[case])
     for root in (False, True):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import genflow.specs
+from genflow import directions, variate
 from genflow.coupling import (
     ExactOT,
     Gibbs,
@@ -21,7 +22,17 @@ from genflow.coupling import (
     Sinkhorn,
     UnbalancedOT,
 )
-from genflow.distance import MMD, BuresWasserstein, EnergyDistance, Wasserstein
+from genflow.directions import Auto, Fixed, Grid, Isotropic, Orthogonal, Sobol
+from genflow.distance import (
+    MMD,
+    BuresWasserstein,
+    EnergyDistance,
+    EnergySliced,
+    Estimate,
+    MaxSliced,
+    SlicedWasserstein,
+    Wasserstein,
+)
 from genflow.interpolant import (
     Brownian,
     BrownianBridge,
@@ -40,8 +51,8 @@ from genflow.interpolant import (
     VariancePreserving,
     Zero,
 )
-from genflow.loss import BridgeMatching, Matching, On, Regression, Sum
-from genflow.model import Generator, Tilt
+from genflow.loss import BridgeMatching, Matching, On, Regression, SampleDistance, Sum
+from genflow.model import Generator, Particles, PushForward, Tilt
 from genflow.network import MLP, Guided, Heads, TimeFeatures
 from genflow.process import SDE, LearnedBridge, StochasticInterpolant
 from genflow.solver import Adaptive, Euler, Field, Heun, RungeKutta, Solution, StochasticHeun
@@ -61,6 +72,7 @@ from genflow.specs import build, fill, spec, target_name
 from genflow.target import Denoised, Drift, Noise, Rate, Score, Velocity
 from genflow.time import Beta, Importance, LogitNormal, Stratified, Uniform, Weighted
 from genflow.transform import Identity, Standardise
+from genflow.variate import Harmonics, Lower, Moments, Several, TwoLevel, Upper
 
 PARTS = [
     Zero(), Constant(0.2), Brownian(0.5), Quadratic(), SinSquared(), SigmaDifference(4.0),
@@ -87,6 +99,13 @@ PARTS = [
     Adaptive(1e-3, 1e-4, "bosh3", 5),
     MMD(0.5), MMD([0.5, 1.0], False), EnergyDistance(True), Wasserstein(1.0, False),
     BuresWasserstein(False),
+    Isotropic(), Orthogonal(), Sobol(), Grid(), directions.Spiral(), Auto(), Fixed([[0.6, 2]]),
+    Lower("clamped"), Upper(0.5), variate.Quadratic("leave_one_out"), TwoLevel(0.9, 50), Harmonics(4),
+    Several([Lower(), Harmonics(2)], "leave_one_out"), SlicedWasserstein(),
+    SlicedWasserstein(50, 3.0, Isotropic(), variate.Quadratic(), True, 10), MaxSliced(20, 1.0, 3, 7),
+    SlicedWasserstein(1, directions=Fixed([[0.6, 0.8]]), variate=None),
+    EnergySliced(30, energy="power"), Particles(8, 2, 2),
+    PushForward(Gaussian(2), MLP(2, 8), Standardise(2)), SampleDistance(SlicedWasserstein(20)),
     Generator(Gaussian(2), SDE(MLP(2, 8)), Euler(3), Standardise(2)),
     Generator(Moons(), SDE(MLP(2, 8), 0.1), StochasticHeun(3)),
     Tilt(Gibbs(2.0)), Tilt(Gibbs(2.0), [7, 2], [7, 3], 8, 128), Tilt(Gibbs(2.0), torch.ones(5, 2)),
@@ -97,10 +116,13 @@ PARTS = [
     StochasticInterpolant(MLP(2, 8, outputs=["velocity", "noise"]), BrownianBridge(), "gamma", 0.2),
     Sum([Matching(), On("heads.score", Matching())], [1.0, 0.5]), On("denoiser", Matching()),
 ]  # fmt: skip
-RECORDS = {Coefficients, Components, Field, PathSample, Plan, Regression, Side, Solution}
+RECORDS = {
+    Coefficients, Components, Estimate, Field, Moments, PathSample, Plan, Regression, Side, Solution,
+}  # fmt: skip
 """Exported classes that hold results: nobody writes them into a YAML."""
 ROLES = (
-    "interpolant coupling target time network source transform process solver distance model loss"
+    "interpolant coupling target time network source transform process solver directions variate "
+    "distance model loss"
 ).split()
 
 

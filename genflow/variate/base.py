@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from genflow.checks import name_of
 from genflow.variate.moments import Moments
 
 FITTED = ("regression", "clamped", "leave_one_out", "published")
+
+
+Pull = Callable[[Tensor], tuple[Tensor | None, ...]]
+"""From a gradient in features ``(B, L, K)`` to gradients in step and covariances."""
 
 
 class Variate(ABC):
@@ -36,7 +43,6 @@ class Variate(ABC):
 
     coefficient: float | str
 
-    @abstractmethod
     def features(
         self,
         directions: Tensor,
@@ -52,6 +58,35 @@ class Variate(ABC):
             p: order of the distance.
             generator: for means that are themselves estimated.
         """
+
+        def make(*known: Tensor) -> tuple[Tensor, Pull]:
+            return self.linearised(directions, Moments(*known, moments.size), p, generator)
+
+        return _ByHand.apply(make, *moments[:3])
+
+    def linearised(
+        self,
+        directions: Tensor,
+        moments: Moments,
+        p: float,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Pull]:
+        """The features without a graph, and what takes a gradient in them to gradients in the moments
+        (step, both covariances). A variate defines this by hand, which for few points is faster, or
+        :meth:`features`.
+        """
+        leaves = [m.detach().requires_grad_() for m in moments[:3] if m is not None]
+        with torch.enable_grad():
+            known = Moments(*leaves, *[None] * (3 - len(leaves)), moments.size)
+            found = self.features(directions, known, p, generator)
+
+        def pull(grad: Tensor) -> tuple[Tensor | None, ...]:
+            if not found.requires_grad:
+                return None, None, None
+            by = torch.autograd.grad(found, leaves, grad, allow_unused=True)
+            return (*by, None, None)[:3]
+
+        return found.detach(), pull
 
     @abstractmethod
     def count(self, projections: int, dim: int) -> int:
@@ -77,6 +112,20 @@ class Variate(ABC):
             f"{name_of(self)}(coefficient={value!r}): coefficient must be "
             + (f"a finite number or one of {choices}" if number else f"one of {choices}")
         )
+
+
+class _ByHand(torch.autograd.Function):
+    """Features with the gradient that comes with them."""
+
+    @staticmethod
+    def forward(ctx: Any, make: Callable[..., tuple[Tensor, Pull]], *known: Tensor) -> Tensor:
+        found, ctx.pull = make(*known)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.pull(grad)
 
 
 def squares(directions: Tensor, matrix: Tensor) -> Tensor:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from genflow.checks import count
 from genflow.directions import Orthogonal, rotation
 from genflow.directions.quasi import spiral
-from genflow.variate.base import FITTED, Variate, squares
+from genflow.variate.base import FITTED, Pull, Variate, squares
 from genflow.variate.moments import Moments
 from genflow.variate.quadratic import lower_bound
 
@@ -51,20 +49,18 @@ class TwoLevel(Variate):
         if self.inner is not None:
             count(self, inner=self.inner)
 
-    def features(
+    def linearised(
         self,
         directions: Tensor,
         moments: Moments,
         p: float,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Pull]:
         if p < 2:
-            return lower_bound(directions, moments.step, p)[..., None]
-        d = moments.step.shape[1]
+            return lower_bound(directions, moments.step, p)
         inner = self.inner or inner_size(len(directions), moments)
-        further = _further(inner, d, generator, directions)
-        known = moments.step, moments.cov_x, moments.cov_y
-        return _Gaussian.apply(torch.cat([directions, further]), *known, len(directions), p)[..., None]
+        further = _further(inner, moments.step.shape[1], generator, directions)
+        return _gaussian(torch.cat([directions, further]), moments, len(directions), p)
 
     def count(self, projections: int, dim: int) -> int:
         return 1
@@ -82,40 +78,29 @@ def inner_size(projections: int, moments: Moments) -> int:
     return max(projections, min(round(each * projections), most))
 
 
-class _Gaussian(torch.autograd.Function):
-    """Powers of the distance of projected Gaussians on the first of many directions, minus their mean
-    over all others; with a gradient by hand, for few points cost their number of calls.
+def _gaussian(directions: Tensor, moments: Moments, own: int, p: float) -> tuple[Tensor, Pull]:
+    """Powers of the distance of projected Gaussians on the first ``own`` of many directions, minus
+    their mean over all others, as one feature.
     """
+    spread = squares(directions, torch.stack([moments.cov_x, moments.cov_y], 1)).clamp_min(0).sqrt()
+    gap = spread[:, 0] - spread[:, 1]
+    along = moments.step @ directions.mT
+    square = along * along + gap * gap
+    values = square if p == 2 else square ** (p / 2)
 
-    @staticmethod
-    def forward(
-        ctx: Any, directions: Tensor, step: Tensor, cov_x: Tensor, cov_y: Tensor, own: int, p: float
-    ) -> Tensor:
-        """Directions ``(L + M, d)`` and moments of ``B`` pairs to ``(B, L)``."""
-        spread = squares(directions, torch.stack([cov_x, cov_y], 1)).clamp_min(0).sqrt()
-        gap = spread[:, 0] - spread[:, 1]
-        along = step @ directions.mT
-        square = along * along + gap * gap
-        ctx.save_for_backward(directions, spread, gap, along, square)
-        ctx.own, ctx.p = own, p
-        values = square if p == 2 else square ** (p / 2)
-        return values[:, :own] - values[:, own:].mean(1, True)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        directions, spread, gap, along, square = ctx.saved_tensors
-        inner = len(directions) - ctx.own
-        share = grad.sum(1, True) / -inner
-        grad = torch.cat([grad, share.expand(-1, inner)], 1)
-        if ctx.p != 2:
-            grad = grad * square ** (ctx.p / 2 - 1) * (ctx.p / 2)
+    def pull(grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grad[..., 0]
+        others = len(directions) - own
+        grad = torch.cat([grad, (grad.sum(1, True) / -others).expand(-1, others)], 1)
+        if p != 2:
+            grad = grad * square ** (p / 2 - 1) * (p / 2)
         by_gap = (grad * gap)[:, None]
         # a spread of zero has derivative zero, not infinity
         by_form = torch.where(spread > 0, by_gap / spread, 0.0)
         by_cov = (directions.mT * by_form[..., None, :]) @ directions
-        by_step = 2 * (grad * along) @ directions
-        return None, by_step, by_cov[:, 0], by_cov[:, 1].neg(), None, None
+        return 2 * (grad * along) @ directions, by_cov[:, 0], by_cov[:, 1].neg()
+
+    return (values[:, :own] - values[:, own:].mean(1, True))[..., None], pull
 
 
 def _further(projections: int, dim: int, generator: torch.Generator | None, like: Tensor) -> Tensor:

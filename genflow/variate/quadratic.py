@@ -9,22 +9,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genflow.variate.base import FITTED, Variate, squares, trace
+from genflow.variate.base import FITTED, Pull, Variate, squares, trace
 from genflow.variate.moments import Moments
 
 
-def lower_bound(directions: Tensor, step: Tensor, p: float) -> Tensor:
-    r""":math:`|\theta' m|^p` of steps between means ``(B, d)``, minus its mean, ``(B, L)``.
+def lower_bound(directions: Tensor, step: Tensor, p: float) -> tuple[Tensor, Pull]:
+    r""":math:`|\theta' m|^p` of steps between means ``(B, d)``, minus its mean, as one feature.
 
     The mean is :math:`\Gamma(d/2)\Gamma((p+1)/2) / (\sqrt\pi\,\Gamma((d+p)/2))\;|m|^p`.
     """
-    values = torch.matmul(step, directions.mT).abs() ** p
     d = step.shape[-1]
-    share = math.exp(
-        math.lgamma(d / 2) + math.lgamma((p + 1) / 2) - math.lgamma((d + p) / 2) - math.lgamma(0.5)
-    )
-    # vector_norm has gradient zero, not NaN, where the means agree
-    return values - share * torch.linalg.vector_norm(step, dim=-1, keepdim=True) ** p
+    logarithm = math.lgamma(d / 2) + math.lgamma((p + 1) / 2) - math.lgamma((d + p) / 2)
+    share = math.exp(logarithm - math.lgamma(0.5))
+    along = step @ directions.mT
+    size = along.abs()
+    length = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
+
+    def pull(grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grad[..., 0]
+        turned = (grad * size ** (p - 1) * along.sign()) @ directions
+        # the gradient of the length is zero where the means agree
+        unit = torch.where(length > 0, step / length, 0.0)
+        straight = share * grad.sum(1, True) * length ** (p - 1) * unit
+        return p * (turned - straight), None, None
+
+    return (size**p - share * length**p)[..., None], pull
 
 
 @dataclass(frozen=True)
@@ -45,15 +54,15 @@ class Lower(Variate):
     def __post_init__(self) -> None:
         self._check(*FITTED)
 
-    def features(
+    def linearised(
         self,
         directions: Tensor,
         moments: Moments,
         p: float,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Pull]:
         p = 2.0 if self.coefficient == "published" else p
-        return lower_bound(directions, moments.step, p)[..., None]
+        return lower_bound(directions, moments.step, p)
 
     def count(self, projections: int, dim: int) -> int:
         return 1
@@ -121,11 +130,11 @@ class Quadratic(Variate):
 
 def _forms(directions: Tensor, moments: Moments) -> Tensor:
     """The three forms minus their means, ``(B, L, 3)``."""
-    spread = [
-        squares(directions, cov) - trace(cov)[:, None] / cov.shape[-1]
-        for cov in (moments.cov_x, moments.cov_y)
-    ]
-    return torch.stack([lower_bound(directions, moments.step, 2.0), *spread], -1)
+    d, step = directions.shape[1], moments.step
+    along = torch.matmul(step, directions.mT) ** 2 - (step**2).sum(-1, True) / d
+    covs = (moments.cov_x, moments.cov_y)
+    spread = [squares(directions, cov) - trace(cov)[:, None] / d for cov in covs]
+    return torch.stack([along, *spread], -1)
 
 
 @dataclass(frozen=True)

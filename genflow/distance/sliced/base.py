@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genflow.distance.base import Distance
 from genflow.distance.sliced.sweep import Sets
-from genflow.variate import Moments, add_gradient, moments
+from genflow.variate import Moments, Pull, add_gradient, moments
 
 
 class Slices(NamedTuple):
@@ -25,15 +25,17 @@ class Slices(NamedTuple):
         value: from costs ``(B, L)`` and features ``(B, L, K)`` to values ``(B,)``, differentiable.
         share: its derivative in the costs ``(B, L)`` where that is known before they are, so that one
             sweep finds values and gradients.
-        features: control variates of the moments, differentiable.
+        features: control variates of the moments, and how gradients in them come to the moments.
+        pull: the derivative of the value in each feature, where that is a number.
         order: moments that they need: 0 none, 1 means, 2 covariances too.
     """
 
     directions: Tensor
     value: Callable[[Tensor, Tensor | None], Tensor]
     share: Tensor | None = None
-    features: Callable[[Moments], Tensor] | None = None
+    features: Callable[[Moments], tuple[Tensor, Pull]] | None = None
     order: int = 0
+    pull: float | None = None
 
 
 class Sliced(Distance):
@@ -181,12 +183,17 @@ class _Sliced(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, sets: Sets, slices: Slices) -> tuple[Tensor, Tensor]:
         need = ctx.needs_input_grad[:2]
-        means, leaves, features = _features(sets, slices, any(need))
+        means, features, pull = _features(sets, slices)
         share = slices.share
         if any(need) and share is None:  # it hangs on the costs: a first sweep for them alone
             share = _share(sets.sweep(slices.directions).costs, features, slices)
         swept = sets.sweep(slices.directions, share, *need)
-        value, (by_step, by_x, by_y) = _value(swept.costs, features, leaves, slices)
+        by_step = by_x = by_y = None
+        if any(need) and features is not None:
+            value, by_features = _value(swept.costs, features, slices)
+            by_step, by_x, by_y = pull(by_features)
+        else:
+            value = slices.value(swept.costs, features)
         if swept.x is not None:
             add_gradient(swept.x, sets.x, sets.a, means[0], by_step, by_x)
         if swept.y is not None:
@@ -221,31 +228,24 @@ class _Once(torch.autograd.Function):
         raise RuntimeError("sliced distances have no second derivatives")
 
 
-def _features(
-    sets: Sets, slices: Slices, need: bool
-) -> tuple[tuple[Tensor, ...], list[Tensor], Tensor | None]:
-    """Means of both sets, moments as leaves, and the features that hang on them."""
+def _features(sets: Sets, slices: Slices) -> tuple[tuple[Tensor, ...], Tensor | None, Pull | None]:
+    """Means of both sets, the features, and how gradients in these come to the moments."""
     if slices.features is None:
-        return (sets.x[:, 0], sets.y[:, 0]), [], None
+        return (sets.x[:, 0], sets.y[:, 0]), None, None
     mean_x, cov_x = moments(sets.x, sets.a, slices.order > 1)
     mean_y, cov_y = moments(sets.y, sets.b, slices.order > 1)
     known = Moments(mean_x - mean_y, cov_x, cov_y, sets.x.shape[1])
-    leaves = [m.requires_grad_() for m in known[:3] if need and m is not None]
-    with torch.enable_grad():
-        features = slices.features(known)
-    return (mean_x, mean_y), leaves, features
+    return (mean_x, mean_y), *slices.features(known)
 
 
-def _value(
-    costs: Tensor, features: Tensor | None, leaves: list[Tensor], slices: Slices
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Values ``(B,)`` and their gradients in step and covariances, where there are any."""
-    if not leaves:
-        return slices.value(costs, features), (None, None, None)
+def _value(costs: Tensor, features: Tensor, slices: Slices) -> tuple[Tensor, Tensor]:
+    """Values ``(B,)`` and their derivatives in the features."""
+    if slices.pull is not None:
+        return slices.value(costs, features), torch.full_like(features, slices.pull)
     with torch.enable_grad():
-        value = slices.value(costs, features)
-    found = torch.autograd.grad(value, leaves, torch.ones_like(value), allow_unused=True)
-    return value.detach(), (*found, None, None)[:3]
+        leaf = features.requires_grad_()
+        value = slices.value(costs, leaf)
+    return value.detach(), torch.autograd.grad(value, leaf, torch.ones_like(value))[0]
 
 
 def _share(costs: Tensor, features: Tensor | None, slices: Slices) -> Tensor:

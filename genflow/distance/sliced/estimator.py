@@ -17,6 +17,7 @@ from genflow.distance.sliced.base import Sliced, Slices, apply, check_p, even, p
 from genflow.variate import (
     Lower,
     Moments,
+    Pull,
     Quadratic,
     TwoLevel,
     Upper,
@@ -142,8 +143,8 @@ class SlicedWasserstein(Sliced):
         self._fits(dim)
         bound = variate.coefficient == 1 and variate.bound(self.p)
 
-        def features(known: Moments) -> Tensor:
-            return variate.features(directions, known, self.p, generator)
+        def features(known: Moments) -> tuple[Tensor, Pull]:
+            return variate.linearised(directions, known, self.p, generator)
 
         def value(costs: Tensor, features: Tensor) -> Tensor:
             mean = residuals(costs, features, variate).mean(1)
@@ -153,9 +154,11 @@ class SlicedWasserstein(Sliced):
         share = None if variate.coefficient == "published" else even(directions, batch)
         if variate.order == 0 and variate.coefficient == "regression":
             # a weighted sum, whose weights the costs have no part in
-            weights = weights_of(features(Moments(x[:, 0])).double())
+            weights = weights_of(features(Moments(x[:, 0]))[0].double())
             return Slices(directions, lambda costs, _: (costs * weights).sum(1), weights.to(x))
-        return Slices(directions, value, share, features, variate.order)
+        fixed = not isinstance(variate.coefficient, str)
+        pull = -variate.coefficient / len(directions) if fixed else None
+        return Slices(directions, value, share, features, variate.order, pull)
 
     def _fits(self, dim: int) -> None:
         variate, kind = self.variate, self.variate.coefficient
