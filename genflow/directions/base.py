@@ -21,7 +21,7 @@ class Directions(ABC):
     """Whether directions are drawn one by one, each independent of the others."""
 
     random = True
-    """Whether each direction, for itself, is uniform on the sphere: averages are then unbiased."""
+    """Whether they are drawn anew at every call, so that averages over them are unbiased."""
 
     @abstractmethod
     def sample(

@@ -27,7 +27,7 @@ class Variate(ABC):
     The estimate is the mean over directions of the distance minus ``coefficient`` times (function minus
     its mean). What ``coefficient`` may be:
 
-    - a number, one variate only: **unbiased** whatever the directions, if each is uniform;
+    - a number, one variate only: **unbiased** on directions that are;
     - ``"regression"``: least squares on the same directions, held fixed in gradients; **consistent**,
       with a bias of order one over their number. Where the function hardly varies the coefficient is
       wild, and gradients with it;

@@ -207,13 +207,19 @@ class _Sliced(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         *points, x, y = ctx.saved_tensors
-        # multiplying by one would copy all points
-        plain = grad.numel() == 1 and grad.device.type == "cpu" and grad.item() == 1
+        # multiplying by one would copy all points; but a gradient that is asked for again must be kept
+        alone = grad.numel() == 1 and grad.device.type == "cpu" and not _kept()
+        plain = alone and grad.item() == 1
         scale = grad[:, None, None]
         found = [z if z is None or plain else z * scale for z in (x, y)]
         if torch.is_grad_enabled():  # a gradient that hung on nothing would pass for a constant
             found = [None if z is None else _Once.apply(z, grad, *points) for z in found]
         return *found, None, None
+
+
+def _kept() -> bool:
+    """Whether the running backward pass keeps its graph; assumed where torch does not tell."""
+    return getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
 
 
 class _Once(torch.autograd.Function):

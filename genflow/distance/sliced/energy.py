@@ -66,8 +66,8 @@ class EnergySliced(Sliced):
         directions = self.directions.sample(self.projections, x.shape[-1], generator, sets.x)
         slices = Slices(directions, self._weighted)
         value, _ = apply(flat_x, flat_y, sets, slices, type(self).__name__)
-        value = value.reshape(x.shape[:-2]).to(x.dtype)
-        return safe_root(value, self.p) if self.root else value
+        value = safe_root(value, self.p) if self.root else value
+        return value.reshape(x.shape[:-2]).to(x.dtype)
 
     def _weighted(self, costs: Tensor, features: Tensor | None) -> Tensor:
         weighed = costs if self.through else costs.detach()

@@ -96,8 +96,8 @@ class SlicedWasserstein(Sliced):
         flat_x, flat_y, sets = self._sets(x, y, weights_x, weights_y)
         slices = self._slices(sets.x, generator)
         value, _ = apply(flat_x, flat_y, sets, slices, type(self).__name__)
-        value = value.reshape(x.shape[:-2]).to(x.dtype)
-        return safe_root(value, self.p) if self.root else value
+        value = safe_root(value, self.p) if self.root else value
+        return value.reshape(x.shape[:-2]).to(x.dtype)
 
     @torch.no_grad()
     def estimate(

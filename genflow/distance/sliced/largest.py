@@ -20,7 +20,8 @@ class MaxSliced(Sliced):
 
     The best of ``projections`` directions and of the line through both means, and those next to it,
     climb together. The answer is a distance along a direction that was found, thus never above the
-    maximum; the gradient in the points holds that direction fixed, which is exact at a maximum.
+    maximum; the gradient in the points holds that direction fixed, which is exact where
+    the maximum is smooth (two projected points that tie there make a kink).
 
     Args:
         projections: directions to choose the starts from.
@@ -70,8 +71,9 @@ class MaxSliced(Sliced):
             share = best.new_ones(1, 1)
             slices = Slices(best[None], lambda costs, _: costs[:, 0], share)
             values.append(apply(one_x[None], one_y[None], own, slices, type(self).__name__)[0])
-        value = torch.cat(values).reshape(x.shape[:-2]).to(x.dtype)
-        return safe_root(value, self.p) if self.root else value
+        value = torch.cat(values)
+        value = safe_root(value, self.p) if self.root else value
+        return value.reshape(x.shape[:-2]).to(x.dtype)
 
     @torch.no_grad()
     def direction(
