@@ -84,8 +84,8 @@ def test_none_is_nothing(tmp_path, group, option):
 
 
 ROLES = (
-    "coupling", "directions", "distance", "interpolant", "solver", "source", "target", "time", "transform",
-    "variate",
+    "coupling", "directions", "distance", "interpolant", "solver", "source", "target", "time",
+    "transform", "variate",
 )  # fmt: skip
 
 
