@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -94,8 +93,9 @@ def gradient_flow(
         descent = optimizer([points])
     trajectory, values = [points.detach().clone()], []
     for step in _counted(steps, progress, values):
-        value = distance(points.flatten(1), target, **options)
-        values.append(_finite(value, step))
+        with torch.enable_grad():
+            value = _measured(distance, points, target, options, step)
+        values.append(float(value.detach()))
         (gradient,) = torch.autograd.grad(value, points)
         points.grad = torch.where(mass > 0, gradient / mass, 0.0)
         descent.step()
@@ -107,7 +107,7 @@ def gradient_flow(
         if step + 1 in kept:
             trajectory.append(points.detach().clone())
     with torch.no_grad():
-        values.append(_finite(distance(points.flatten(1), target, **options), steps))
+        values.append(float(_measured(distance, points, target, options, steps)))
     path = torch.stack(trajectory)
     return Flow(points.detach(), path, kept, torch.tensor(values, dtype=torch.float64))
 
@@ -150,6 +150,7 @@ def _mass(x: Tensor, weights: Tensor | None) -> Tensor:
     """Masses of the points, of sum one, to divide gradients ``(n, *d)`` by."""
     if weights is None:
         return torch.full_like(x[:1], 1 / len(x))
+    weights = torch.as_tensor(weights)
     if weights.shape != x.shape[:1]:
         raise ValueError(
             f"gradient_flow: weights_x has shape {tuple(weights.shape)}, expected ({len(x)},)"
@@ -158,13 +159,33 @@ def _mass(x: Tensor, weights: Tensor | None) -> Tensor:
     return expand(weights / weights.sum(), x)
 
 
-def _finite(value: Tensor, step: int) -> float:
-    number = float(value.detach())
-    if not math.isfinite(number):
+def _measured(
+    distance: Callable[..., Tensor],
+    points: Tensor,
+    target: Tensor,
+    options: dict[str, object],
+    step: int,
+) -> Tensor:
+    """The distance after so many steps.
+
+    Raises:
+        FloatingPointError: if it is not finite.
+        ValueError: if it is no single number, or does not depend on the points.
+    """
+    remedy = "check the points, or lower lr"
+    try:
+        value = distance(points.flatten(1), target, **options)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"gradient_flow: after {step} steps, {error}; {remedy}") from None
+    if value.ndim != 0:
+        raise ValueError(f"gradient_flow: {distance} gave {tuple(value.shape)}, expected one number")
+    if torch.is_grad_enabled() and not value.requires_grad:
+        raise ValueError(f"gradient_flow: {distance} does not depend on the points")
+    if not bool(value.isfinite()):
         raise FloatingPointError(
-            f"gradient_flow: the distance is {number} after {step} steps; check the points, or lower lr"
+            f"gradient_flow: the distance is {float(value.detach())} after {step} steps; {remedy}"
         )
-    return number
+    return value
 
 
 def _counted(steps: int, progress: bool, values: list[float]) -> Iterator[int]:

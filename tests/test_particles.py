@@ -133,6 +133,18 @@ def test_a_flow_that_diverges_says_where():
         gradient_flow(x, x, lambda *pair: means(*pair).sqrt(), 5)  # no slope at its root
     with pytest.raises(FloatingPointError, match="distance is nan after 0 steps"):
         gradient_flow(x, y, lambda x, y: (x - y).sum() * float("nan"), 5)
+    with pytest.raises(FloatingPointError, match=r"after \d+ steps, Sliced.* overflow .*lower lr"):
+        gradient_flow(x.float(), y.float(), SlicedWasserstein(10), 200, 1e4)
+
+
+def test_a_flow_needs_one_number_that_depends_on_the_points():
+    x, y = cloud(3, 2), cloud(3, 2, seed=1)
+    with torch.no_grad():  # it asks for its own gradients
+        assert gradient_flow(x, y, means, 10, 0.1).values[-1] < 1
+    with pytest.raises(ValueError, match=r"gave \(3,\), expected one number"):
+        gradient_flow(x, y, lambda x, y: x.sum(1), 5)
+    with pytest.raises(ValueError, match="does not depend on the points"):
+        gradient_flow(x, y, lambda x, y: y.sum(), 5)
 
 
 @pytest.mark.parametrize(

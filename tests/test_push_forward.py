@@ -1,15 +1,17 @@
 """A source pushed forward by one evaluation: samples, data units, what is refused, training."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
+from lightning import Trainer
 from torch import Tensor, nn
 from toy_training import adam, equal, moons, stored, toy, trainer
 
 import genflow
 from genflow.data import Digits, Simulated
-from genflow.distance import EnergyDistance, Wasserstein
+from genflow.distance import EnergyDistance, SlicedWasserstein, Wasserstein
 from genflow.loss import Matching, SampleDistance
 from genflow.model import Model, PushForward
 from genflow.network import MLP
@@ -208,3 +210,17 @@ def test_a_model_of_so_many_points_is_asked_for_no_more(tmp_path):
     assert numbers["w2"] == pytest.approx(float(Wasserstein()(training.model.points.detach(), x1)))
     assert numbers["nfe"] is None
     assert (tmp_path / "samples.png").is_file()
+
+
+def test_a_distance_that_overflows_stops_the_run_at_its_step(tmp_path):
+    model = PushForward(Gaussian(2), MLP(2, 8, 1))
+    training = Training(model, SampleDistance(SlicedWasserstein(5)), partial(torch.optim.SGD, lr=1e30))
+    trainer = Trainer(
+        max_steps=9, logger=False, enable_progress_bar=False, enable_checkpointing=False,
+        accelerator="cpu", enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    data = DataModule(Simulated(Gaussian(2), Moons()), batch_size=16)
+    with pytest.raises(
+        FloatingPointError, match=r"SlicedWasserstein: .* at step \d .*lower the learning"
+    ):
+        trainer.fit(training, datamodule=data)

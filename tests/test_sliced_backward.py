@@ -9,10 +9,10 @@ EVERY = [SlicedWasserstein(20), SlicedWasserstein(20, variate=None), EnergySlice
 every = pytest.mark.parametrize("sw", EVERY, ids=lambda sw: f"{type(sw).__name__}{EVERY.index(sw)}")
 
 
-def pair(dtype=torch.float32):
+def pair(dtype=torch.float32, dim=4):
     draw = torch.Generator().manual_seed(0)
     x, y = (
-        torch.randn(2, 30, 4, generator=draw, dtype=torch.float64)
+        torch.randn(2, 30, dim, generator=draw, dtype=torch.float64)
         + torch.tensor([0.0, 1])[:, None, None]
     )
     return x.to(dtype).requires_grad_(), y.to(dtype)
@@ -20,6 +20,15 @@ def pair(dtype=torch.float32):
 
 def seed():
     return torch.Generator().manual_seed(1)
+
+
+@every
+def test_points_that_change_after_the_call_leave_the_gradient_alone(sw):
+    x, y = pair()
+    (truth,) = torch.autograd.grad(sw(x, y, generator=seed()), x)
+    value = sw(x, y, generator=seed())
+    y.zero_()  # a buffer that the loader fills again
+    torch.testing.assert_close(torch.autograd.grad(value, x)[0], truth)
 
 
 @every
@@ -35,9 +44,10 @@ def test_a_kept_graph_gives_the_same_gradient_again(sw):
     torch.testing.assert_close(x.grad, truth)
 
 
+@pytest.mark.parametrize("dim", [2, 3, 5])  # each has its own directions
 @every
-def test_autocast_changes_nothing(sw):
-    x, y = pair()
+def test_autocast_changes_nothing(sw, dim):
+    x, y = pair(dim=dim)
     plain = sw(x, y, generator=seed())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = sw(x, y, generator=seed())

@@ -193,6 +193,15 @@ BAD = [
     (ValueError, "the directions are not random, the value has no standard error",
      lambda: SlicedWasserstein(1, directions=Fixed([[1.0, 0.0, 0.0]])).estimate(X, Y)),
     (ValueError, "MaxSliced: x and y holds numbers that are", lambda: MaxSliced()(NAN, Y / 0)),
+    (ValueError, "MaxSliced: x holds numbers that are not", lambda: MaxSliced().direction(NAN, Y)),
+    (ValueError, "directions must be Directions, such as", call(directions="iid")),
+    (ValueError, "directions must be Directions", lambda: EnergySliced(directions=Isotropic)),
+    (ValueError, r"variate must be a Variate, such as Lower\(\), or None", call(variate="lower")),
+    (ValueError, "variate must be a Variate", call(variate=Lower)),
+    (ValueError, "give a list of at least one variate", lambda: Several(Lower())),
+    (ValueError, "give a list of at least one variate", lambda: Several(["lower"])),
+    (FloatingPointError, "the distance overflows torch.float16; use float32",
+     call(400 * pair(4, 5)[0].half(), torch.zeros(5, 3).half())),
     (ValueError, "EnergySliced: y of shape", lambda: EnergySliced()(X, Y[:0])),
 ]  # fmt: skip
 

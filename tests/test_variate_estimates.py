@@ -211,3 +211,14 @@ def test_variance_of_gradients_where_means_differ():
     assert two < 0.02 and two < lower / 5
     assert lower < 0.15 and clamped < 0.15
     assert lower < upper < 1
+
+
+@pytest.mark.parametrize(
+    "variate", [Quadratic("leave_one_out"), Several([Lower(), Upper()], "leave_one_out")]
+)
+def test_functions_of_very_different_size_are_regressed_on_alike(variate):
+    draw = torch.Generator().manual_seed(0)
+    x = 300 * torch.randn(50, 3, generator=draw, dtype=torch.float64)
+    step = torch.tensor([0.1, 0.05, 0.0], dtype=torch.float64)
+    value = SlicedWasserstein(20, directions=Isotropic(), variate=variate)(x, x + step, generator=draw)
+    torch.testing.assert_close(value, step @ step / 3, rtol=1e-6, atol=0)

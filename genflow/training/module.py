@@ -156,14 +156,13 @@ class Training(L.LightningModule):
         if self._draw is None or self._draw.device != self.device:
             self._draw = torch.Generator(device=self.device)
         self._draw.manual_seed(stream_seed(self.seed, "loss", step, self.global_rank))
-        loss = self._loss(batch, self._draw)
+        try:
+            loss = self._loss(batch, self._draw)
+        except FloatingPointError as error:  # a part that looks at its numbers itself
+            raise FloatingPointError(self._diverged(str(error))) from None
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss is {value} at step {self.global_step} (batch {step}): check the data, "
-                "lower the learning rate or clip gradients (trainer.gradient_clip_val); "
-                "checkpoints written so far are untouched"
-            )
+            raise FloatingPointError(self._diverged(f"the loss is {value}"))
         self.batches_seen, self.last_loss, self.started = step + 1, value, True
         if step % self.trainer.log_every_n_steps == 0:
             self.log("train/loss", value, prog_bar=True)
@@ -171,6 +170,13 @@ class Training(L.LightningModule):
             self._stop_manual_run()
             return None
         return loss
+
+    def _diverged(self, what: str) -> str:
+        return (
+            f"{what} at step {self.global_step} (batch {self.batches_seen}): check the data, lower the "
+            "learning rate or clip gradients (trainer.gradient_clip_val); checkpoints written so far "
+            "are untouched"
+        )
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:  # without the profiling around torch's own

@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 from genflow.checks import name_of
 from genflow.variate.moments import Moments
 
+HELD = 2**22
+"""Numbers that an array of products with directions may hold."""
 FITTED = ("regression", "clamped", "leave_one_out", "published")
 
 
@@ -57,7 +59,12 @@ class Variate(ABC):
             moments: of the sets.
             p: order of the distance.
             generator: for means that are themselves estimated.
+
+        Raises:
+            NotImplementedError: for a variate that defines neither this nor :meth:`linearised`.
         """
+        if type(self).linearised is Variate.linearised:
+            raise NotImplementedError(f"{name_of(self)} must define features or linearised")
 
         def make(*known: Tensor) -> tuple[Tensor, Pull]:
             return self.linearised(directions, Moments(*known, moments.size), p, generator)
@@ -130,7 +137,21 @@ class _ByHand(torch.autograd.Function):
 
 def squares(directions: Tensor, matrix: Tensor) -> Tensor:
     """Quadratic forms of directions ``(L, d)`` and matrices ``(..., d, d)``, as ``(..., L)``."""
-    return (torch.matmul(directions, matrix) * directions).sum(-1)
+    parts = matrix.flatten(0, -3).split(_together(directions))
+    found = [(torch.matmul(directions, part) * directions).sum(-1) for part in parts]
+    return torch.cat(found).unflatten(0, matrix.shape[:-2])
+
+
+def outer(directions: Tensor, weights: Tensor) -> Tensor:
+    """Sums of weighted outer products of directions with themselves, ``(..., L) -> (..., d, d)``."""
+    parts = weights.flatten(0, -2).split(_together(directions))
+    found = [(directions.mT * part[:, None]) @ directions for part in parts]
+    return torch.cat(found).unflatten(0, weights.shape[:-1])
+
+
+def _together(directions: Tensor) -> int:
+    """How many matrices are looked at together: the products with all directions are held."""
+    return max(1, HELD // directions.numel())
 
 
 def trace(matrix: Tensor) -> Tensor:

@@ -52,23 +52,27 @@ def _published(costs: Tensor, feature: Tensor) -> Tensor:
     return torch.where(flat, 0.0, covariance / torch.where(flat, 1.0, second))
 
 
-def _regression(costs: Tensor, features: Tensor) -> Tensor:
-    """Least squares with an intercept, ``(B, K)``; zero along combinations that do not vary."""
+def _solve(costs: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Least squares with an intercept: slopes ``(B, K)`` in features of equal spread, these features,
+    the inverse of their products, and their scales; zero along combinations that do not vary."""
     centred = features - features.mean(1, True)
     scale = centred.square().mean(1, True).sqrt()
     scale = torch.where(scale > 0, scale, 1.0)
     centred = centred / scale
-    gram = torch.linalg.pinv(centred.mT @ centred, hermitian=True, rtol=1e-10)
-    return (gram @ (centred.mT @ costs[..., None]))[..., 0] / scale[:, 0]
+    inverse = torch.linalg.pinv(centred.mT @ centred, hermitian=True, rtol=1e-10)
+    slope = (inverse @ (centred.mT @ costs[..., None]))[..., 0]
+    return slope, centred, inverse, scale
+
+
+def _regression(costs: Tensor, features: Tensor) -> Tensor:
+    slope, _, _, scale = _solve(costs, features)
+    return slope / scale[:, 0]
 
 
 def _leave_one_out(costs: Tensor, features: Tensor) -> Tensor:
     """For each direction the regression on all others, ``(B, L, K)``, by one update each."""
-    centred = features - features.mean(1, True)
-    projections = costs.shape[1]
-    inverse = torch.linalg.pinv(centred.mT @ centred, hermitian=True, rtol=1e-10)
-    slope = (inverse @ (centred.mT @ costs[..., None]))[..., 0]
+    slope, centred, inverse, scale = _solve(costs, features)
     pull = centred @ inverse
-    leverage = (pull * centred).sum(-1) + 1 / projections
+    leverage = (pull * centred).sum(-1) + 1 / costs.shape[1]
     left = costs - costs.mean(1, True) - (centred @ slope[..., None])[..., 0]
-    return slope[:, None] - pull * (left / (1 - leverage).clamp_min(1e-12))[..., None]
+    return (slope[:, None] - pull * (left / (1 - leverage).clamp_min(1e-12))[..., None]) / scale

@@ -12,14 +12,12 @@ from torch import Tensor
 from genflow.checks import count
 from genflow.directions import Orthogonal, rotation
 from genflow.directions.quasi import spiral
-from genflow.variate.base import FITTED, Pull, Variate, squares
+from genflow.variate.base import FITTED, HELD, Pull, Variate, outer, squares
 from genflow.variate.moments import Moments
 from genflow.variate.quadratic import lower_bound
 
 WORK = 2**28
 """Products that the further directions may take."""
-HELD = 2**22
-"""Numbers that they may hold."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def inner_size(projections: int, moments: Moments) -> int:
     batch, d = moments.step.shape
     # variance by time is least near the root of the ratio of costs, a sort of the points over d * d
     each = min(100.0, max(10.0, 150 * math.sqrt(moments.size) / d))
-    most = min(WORK // (d * d), HELD // d) // batch
+    most = min(WORK // (batch * d * d), HELD // d)
     return max(projections, min(round(each * projections), most))
 
 
@@ -97,7 +95,7 @@ def _gaussian(directions: Tensor, moments: Moments, own: int, p: float) -> tuple
         by_gap = (grad * gap)[:, None]
         # a spread of zero has derivative zero, not infinity
         by_form = torch.where(spread > 0, by_gap / spread, 0.0)
-        by_cov = (directions.mT * by_form[..., None, :]) @ directions
+        by_cov = outer(directions, by_form)
         return 2 * (grad * along) @ directions, by_cov[:, 0], by_cov[:, 1].neg()
 
     return (values[:, :own] - values[:, own:].mean(1, True))[..., None], pull

@@ -150,8 +150,11 @@ class Several(Variate):
     coefficient: str = "regression"
 
     def __post_init__(self) -> None:
-        if not self.variates:
-            raise ValueError("Several(variates=[]): give at least one variate")
+        known = isinstance(self.variates, Sequence) and len(self.variates) > 0
+        if not known or not all(isinstance(v, Variate) for v in self.variates):
+            raise ValueError(
+                f"Several(variates={self.variates!r}): give a list of at least one variate"
+            )
         self._check("regression", "leave_one_out", number=False)
 
     @property

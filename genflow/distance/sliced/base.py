@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from genflow.distance.base import Distance
+from genflow.directions import Directions
+from genflow.distance.base import Distance, safe_root
+from genflow.distance.sliced.checks import NotFinite, check_finite, check_sets, check_weights
 from genflow.distance.sliced.sweep import Sets
 from genflow.variate import Moments, Pull, add_gradient, moments
 
@@ -47,9 +47,11 @@ class Sliced(Distance):
 
     random = True
     p: float
+    projections: int
+    directions: Directions
+    root: bool
     chunk: int | None
 
-    @abstractmethod
     def __call__(
         self,
         x: Tensor,
@@ -68,8 +70,21 @@ class Sliced(Distance):
 
         Raises:
             TypeError, ValueError: for sets or weights that do not fit, in one sentence.
+            NotFinite: for points that are not finite, or too far apart for their precision.
             RuntimeError: for second derivatives, which are not known.
         """
+        flat_x, flat_y, sets = self._sets(x, y, weights_x, weights_y)
+        with full_precision(flat_x):
+            value = self._value(flat_x, flat_y, sets, generator)
+        value = safe_root(value, self.p) if self.root else value
+        found = value.reshape(x.shape[:-2]).to(x.dtype)
+        if found.dtype != value.dtype and not bool(found.isfinite().all()):
+            raise NotFinite(f"{type(self).__name__}: the distance overflows {x.dtype}; use float32")
+        return found
+
+    @abstractmethod
+    def _value(self, x: Tensor, y: Tensor, sets: Sets, generator: torch.Generator | None) -> Tensor:
+        """The ``p``-th power of the distance, ``(B,)``, of sets ``(B, n, d)`` and ``(B, m, d)``."""
 
     def _sets(
         self, x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tensor | None
@@ -85,66 +100,6 @@ class Sliced(Distance):
             b = check_weights(name, "weights_y", weights_y, y, dtype)
         held = (z.detach().contiguous() for z in flat)
         return *flat, Sets(*held, a, b, self.p, self.chunk)
-
-
-def check_p(owner: object, p: Any) -> None:
-    if isinstance(p, bool) or not isinstance(p, Real) or not 1 <= p < math.inf:
-        raise ValueError(f"{type(owner).__name__}(p={p!r}): p must be at least 1 and finite")
-
-
-def check_sets(name: str, x: Any, y: Any) -> None:
-    """Refuse what is no pair of point sets.
-
-    Raises:
-        TypeError: unless both are floating-point tensors of one dtype.
-        ValueError: for sets that are empty, or of other dimensions.
-    """
-    for label, z in (("x", x), ("y", y)):
-        if not isinstance(z, Tensor) or not z.is_floating_point():
-            got = z.dtype if isinstance(z, Tensor) else type(z).__name__
-            raise TypeError(f"{name}: {label} must be a floating-point tensor, got {got}")
-        if z.ndim < 2:
-            raise ValueError(
-                f"{name}: {label} has shape {tuple(z.shape)}, expected (..., n, d); use "
-                f"{label}[:, None] for numbers"
-            )
-        if z.numel() == 0:
-            raise ValueError(f"{name}: {label} of shape {tuple(z.shape)} is empty")
-    if x.dtype != y.dtype or x.device != y.device:
-        raise TypeError(
-            f"{name}: x is {x.dtype} on {x.device}, y is {y.dtype} on {y.device}; they must be alike"
-        )
-    if x.shape[-1] != y.shape[-1] or x.shape[:-2] != y.shape[:-2]:
-        raise ValueError(
-            f"{name}: x has shape {tuple(x.shape)} and y {tuple(y.shape)}; the last dimension and all "
-            "but the last two must be equal"
-        )
-
-
-def check_weights(
-    name: str, label: str, weights: Tensor | None, x: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """Weights of points as ``(B, n)`` that sum to one.
-
-    Raises:
-        ValueError: for negative or infinite ones, other shapes, or a sum of zero.
-    """
-    shape = x.shape[:-1]
-    if weights is None:
-        return x.new_full((math.prod(shape[:-1]), shape[-1]), 1 / shape[-1], dtype=dtype)
-    weights = torch.as_tensor(weights, device=x.device).detach().double()
-    if weights.shape not in (shape, shape[-1:]):
-        raise ValueError(
-            f"{name}: {label} has shape {tuple(weights.shape)}, expected {tuple(shape[-1:])} or "
-            f"{tuple(shape)}, one a point"
-        )
-    total = weights.sum(-1, keepdim=True)
-    fine = (weights >= 0) & weights.isfinite()
-    if not bool(fine.all() & (total > 0).all()):
-        raise ValueError(
-            f"{name}: {label} must be zero or positive, finite, and sum to a positive number"
-        )
-    return (weights / total).expand(shape).reshape(-1, shape[-1]).to(dtype)
 
 
 def even(directions: Tensor, batch: int) -> Tensor:
@@ -163,18 +118,13 @@ def full_precision(x: Tensor) -> Any:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
-def apply(x: Tensor, y: Tensor, sets: Sets, slices: Slices, name: str) -> tuple[Tensor, Tensor]:
-    """Values ``(B,)`` with gradients in ``x`` and ``y``, and the costs ``(B, L)``."""
+def apply(x: Tensor, y: Tensor, sets: Sets, slices: Slices, name: str) -> Tensor:
+    """Values ``(B,)`` with gradients in ``x`` and ``y``."""
     if not torch.is_grad_enabled():
         x, y = x.detach(), y.detach()
-    with full_precision(x):
-        value, costs = _Sliced.apply(x, y, sets, slices)
-    if not math.isfinite(costs.sum().item() + value.sum().item()):
-        bad = [label for label, z in (("x", x), ("y", y)) if not bool(z.isfinite().all())]
-        if bad:
-            raise ValueError(f"{name}: {' and '.join(bad)} holds numbers that are not finite")
-        raise ValueError(f"{name}: projected distances overflow {x.dtype}; scale the points down")
-    return value, costs
+    value, costs = _Sliced.apply(x, y, sets, slices)
+    check_finite(name, sets, costs.sum() + value.double().sum())
+    return value
 
 
 class _Sliced(torch.autograd.Function):
@@ -199,21 +149,22 @@ class _Sliced(torch.autograd.Function):
         if swept.y is not None:
             by_step = None if by_step is None else -by_step
             add_gradient(swept.y, sets.y, sets.b, means[1], by_step, by_y)
-        ctx.save_for_backward(x, y, swept.x, swept.y)
+        ctx.save_for_backward(swept.x, swept.y)
+        ctx.points = x, y  # not saved: they may change now, the gradient is made
         costs = swept.costs
         ctx.mark_non_differentiable(costs)
         return value.to(x.dtype), costs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        *points, x, y = ctx.saved_tensors
+        x, y = ctx.saved_tensors
         # multiplying by one would copy all points; but a gradient that is asked for again must be kept
         alone = grad.numel() == 1 and grad.device.type == "cpu" and not _kept()
         plain = alone and grad.item() == 1
         scale = grad[:, None, None]
         found = [z if z is None or plain else z * scale for z in (x, y)]
         if torch.is_grad_enabled():  # a gradient that hung on nothing would pass for a constant
-            found = [None if z is None else _Once.apply(z, grad, *points) for z in found]
+            found = [None if z is None else _Once.apply(z, grad, *ctx.points) for z in found]
         return *found, None, None
 
 

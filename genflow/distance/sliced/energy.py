@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from genflow.checks import count, one_of, positive
+from genflow.checks import one_of, positive
 from genflow.directions import Auto, Directions
-from genflow.distance.base import safe_root
-from genflow.distance.sliced.base import Sliced, Slices, apply, check_p
+from genflow.distance.sliced.base import Sliced, Slices, apply
+from genflow.distance.sliced.checks import check_options
+from genflow.distance.sliced.sweep import Sets
 
 
 @dataclass(frozen=True)
@@ -47,27 +48,13 @@ class EnergySliced(Sliced):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        count(self, projections=self.projections)
-        check_p(self, self.p)
+        check_options(self)
         one_of(self, ("exponential", "power"), energy=self.energy)
         positive(self, scale=self.scale)
-        if self.chunk is not None:
-            count(self, chunk=self.chunk)
 
-    def __call__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        weights_x: Tensor | None = None,
-        weights_y: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        flat_x, flat_y, sets = self._sets(x, y, weights_x, weights_y)
-        directions = self.directions.sample(self.projections, x.shape[-1], generator, sets.x)
-        slices = Slices(directions, self._weighted)
-        value, _ = apply(flat_x, flat_y, sets, slices, type(self).__name__)
-        value = safe_root(value, self.p) if self.root else value
-        return value.reshape(x.shape[:-2]).to(x.dtype)
+    def _value(self, x: Tensor, y: Tensor, sets: Sets, generator: torch.Generator | None) -> Tensor:
+        directions = self.directions.sample(self.projections, x.shape[-1], generator, x)
+        return apply(x, y, sets, Slices(directions, self._weighted), type(self).__name__)
 
     def _weighted(self, costs: Tensor, features: Tensor | None) -> Tensor:
         weighed = costs if self.through else costs.detach()

@@ -13,7 +13,9 @@ from torch import Tensor
 from genflow.checks import count
 from genflow.directions import Auto, Directions
 from genflow.distance.base import safe_root
-from genflow.distance.sliced.base import Sliced, Slices, apply, check_p, even, plain
+from genflow.distance.sliced.base import Sliced, Slices, apply, even, plain
+from genflow.distance.sliced.checks import check_options
+from genflow.distance.sliced.sweep import Sets
 from genflow.variate import (
     Lower,
     Moments,
@@ -69,10 +71,12 @@ class SlicedWasserstein(Sliced):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        count(self, projections=self.projections)
-        check_p(self, self.p)
-        if self.chunk is not None:
-            count(self, chunk=self.chunk)
+        check_options(self)
+        if self.variate is not None and not isinstance(self.variate, Variate):
+            raise ValueError(
+                f"SlicedWasserstein(variate={self.variate!r}): variate must be a Variate, such as "
+                "Lower(), or None"
+            )
         kind = getattr(self.variate, "coefficient", None)
         if isinstance(kind, str) and self.projections < 2:
             raise ValueError(
@@ -85,19 +89,8 @@ class SlicedWasserstein(Sliced):
                 f"alone, take Isotropic() instead of {type(self.directions).__name__}()"
             )
 
-    def __call__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        weights_x: Tensor | None = None,
-        weights_y: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        flat_x, flat_y, sets = self._sets(x, y, weights_x, weights_y)
-        slices = self._slices(sets.x, generator)
-        value, _ = apply(flat_x, flat_y, sets, slices, type(self).__name__)
-        value = safe_root(value, self.p) if self.root else value
-        return value.reshape(x.shape[:-2]).to(x.dtype)
+    def _value(self, x: Tensor, y: Tensor, sets: Sets, generator: torch.Generator | None) -> Tensor:
+        return apply(x, y, sets, self._slices(sets.x, generator), type(self).__name__)
 
     @torch.no_grad()
     def estimate(
@@ -178,5 +171,5 @@ class SlicedWasserstein(Sliced):
                 f"{type(variate).__name__} has no effect: over {self.projections} directions in {dim} "
                 f"dimensions by {type(self.directions).__name__} quadratic forms have exact means; "
                 "take another variate, or other directions",
-                stacklevel=4,
+                stacklevel=5,
             )

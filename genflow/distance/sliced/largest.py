@@ -9,8 +9,8 @@ from torch import Tensor
 
 from genflow.checks import count, positive
 from genflow.directions import Auto, Directions, normalised
-from genflow.distance.base import safe_root
-from genflow.distance.sliced.base import Sliced, Slices, apply, check_p, full_precision
+from genflow.distance.sliced.base import Sliced, Slices, apply, even, full_precision
+from genflow.distance.sliced.checks import check_finite, check_options
 from genflow.distance.sliced.sweep import Sets
 
 
@@ -47,33 +47,19 @@ class MaxSliced(Sliced):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        count(self, projections=self.projections, starts=self.starts)
+        check_options(self)
+        count(self, starts=self.starts)
         count(self, 0, steps=self.steps)
-        check_p(self, self.p)
         positive(self, rate=self.rate)
-        if self.chunk is not None:
-            count(self, chunk=self.chunk)
 
-    def __call__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        weights_x: Tensor | None = None,
-        weights_y: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        flat_x, flat_y, sets = self._sets(x, y, weights_x, weights_y)
+    def _value(self, x: Tensor, y: Tensor, sets: Sets, generator: torch.Generator | None) -> Tensor:
         values = []
-        for k, (one_x, one_y) in enumerate(zip(flat_x, flat_y)):  # each pair has its own direction
+        for k in range(len(x)):  # each pair has its own direction
             own = _one(sets, k)
-            with full_precision(one_x):
-                best = self._climb(own, generator)
-            share = best.new_ones(1, 1)
-            slices = Slices(best[None], lambda costs, _: costs[:, 0], share)
-            values.append(apply(one_x[None], one_y[None], own, slices, type(self).__name__)[0])
-        value = torch.cat(values)
-        value = safe_root(value, self.p) if self.root else value
-        return value.reshape(x.shape[:-2]).to(x.dtype)
+            best = self._climb(own, generator)[None]
+            slices = Slices(best, lambda costs, _: costs[:, 0], even(best, 1))
+            values.append(apply(x[k, None], y[k, None], own, slices, type(self).__name__))
+        return torch.cat(values)
 
     @torch.no_grad()
     def direction(
@@ -102,6 +88,7 @@ class MaxSliced(Sliced):
         if bool(between.any()):
             drawn = torch.cat([normalised(between)[None], drawn])
         costs = sets.sweep(drawn).costs[0]
+        check_finite(type(self).__name__, sets, costs.sum())
         best = costs.topk(min(self.starts, len(costs)))
         here, height = drawn[best.indices], best.values
         rate = torch.full_like(height, self.rate).to(here)

@@ -134,7 +134,7 @@ def _merged(
 def _power(
     step: Tensor, p: float, width: Tensor | None = None, slope: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """Sum over a row of ``width * |step|^p`` in float64, and its derivative in each step."""
+    """Sum over a row of ``width * |step|^p``, as float64, and its derivative in each step."""
     if p == 2:
         each = step * step
     elif p == 1:

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+FEW = 800
+"""Columns from which on two radix passes beat one sort of wider numbers."""
 BLOCK = 2**16
 """Elements sorted together: what a core's second-level cache holds with its indices."""
 
@@ -25,7 +27,8 @@ def sort_rows(rows: Tensor) -> Tensor:
     if rows.device.type != "cpu":
         return rows.sort(dim=1).values
     columns = rows.shape[1]
-    radix = _suits_radix(rows.numpy()) and _radix_is_faster(columns.bit_length())
+    radix = rows.dtype == torch.float32 and columns >= FEW
+    radix = radix and _radix_is_faster(columns.bit_length())
     _threaded(_radix_sort if radix else lambda block: block.sort(axis=1), rows.numpy())
     return rows
 
@@ -69,24 +72,36 @@ if hasattr(os, "register_at_fork"):  # threads stay behind in the parent
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def _suits_radix(rows: np.ndarray) -> bool:
-    return rows.dtype == np.float32 and rows.shape[1] >= 512
-
-
 def _order(rows: np.ndarray, out: np.ndarray) -> None:
-    if _suits_radix(rows):
-        _radix_order(rows, out)
-    else:
+    if rows.dtype != np.float32:
         out[...] = rows.argsort(axis=1)
+    elif rows.shape[1] < FEW:
+        _packed_order(rows, out)
+    else:
+        _radix_order(rows, out)
 
 
-def _radix_order(rows: np.ndarray, out: np.ndarray) -> None:
-    """Two passes of NumPy's stable radix sort of 16-bit numbers, the low halves first."""
+def _keys(rows: np.ndarray) -> np.ndarray:
+    """Whole numbers in the order of single-precision ones."""
     bits = rows.view(np.int32)
     key = bits >> 31  # all ones for negative numbers, whose order the bits reverse
     key |= np.int32(-(2**31))
     key ^= bits
-    key = key.view(np.uint32)
+    return key.view(np.uint32)
+
+
+def _packed_order(rows: np.ndarray, out: np.ndarray) -> None:
+    """One sort of values, each with its place in the lower half of a number twice as wide."""
+    key = _keys(rows).astype(np.uint64)
+    key <<= np.uint64(32)
+    key |= np.arange(rows.shape[1], dtype=np.uint64)
+    key.sort(axis=1)
+    np.bitwise_and(key, np.uint64(2**32 - 1), out=out.view(np.uint64))
+
+
+def _radix_order(rows: np.ndarray, out: np.ndarray) -> None:
+    """Two passes of NumPy's stable radix sort of 16-bit numbers, the low halves first."""
+    key = _keys(rows)
     low, high = key.astype(np.uint16), (key >> 16).astype(np.uint16)
     for k in range(len(rows)):  # rows one by one stay in the cache
         first = low[k].argsort(kind="stable")

@@ -64,9 +64,7 @@ class Sets:
             share: weights of the sum, ``(B, L)``.
             need_x, need_y: which gradients are asked for.
         """
-        batch, n, d = self.x.shape
-        m = self.y.shape[1]
-        chunk = self.chunk or max(1, BUDGET // (batch * (n + m) * self.x.element_size()))
+        batch, chunk = len(self.x), self._chunk()
         costs = []
         found_x = _Gradient(self.x) if need_x else None
         found_y = _Gradient(self.y) if need_y else None
@@ -79,6 +77,7 @@ class Sets:
                 found_x.add(x, part)
             if need_y:
                 found_y.add(y, part)
+            del x, y  # before the next are made
         return Swept(
             costs[0] if len(costs) == 1 else torch.cat(costs, 1),
             found_x.total() if need_x else None,
@@ -87,9 +86,18 @@ class Sets:
 
     def slopes(self, directions: Tensor) -> Tensor:
         """Derivatives of the costs in their directions ``(L, d)``, of a batch of one."""
-        x, y = _project(self.x, directions), _project(self.y, directions)
-        self._costs(x, y, x.new_ones(len(directions)), True, True)
-        return x @ self.x[0] + y @ self.y[0]
+        found = []
+        for part in directions.split(self._chunk()):
+            x, y = _project(self.x, part), _project(self.y, part)
+            self._costs(x, y, x.new_ones(len(part)), True, True)
+            found.append(x @ self.x[0] + y @ self.y[0])
+            del x, y
+        return torch.cat(found)
+
+    def _chunk(self) -> int:
+        """Directions at a time."""
+        points = self.x.shape[1] + self.y.shape[1]
+        return self.chunk or max(1, BUDGET // (len(self.x) * points * self.x.element_size()))
 
     def _costs(self, x: Tensor, y: Tensor, weight: Tensor | None, need_x: bool, need_y: bool) -> Tensor:
         """Costs of rows ``(R, n)`` and ``(R, m)``; weighted slopes take the place of the points."""
