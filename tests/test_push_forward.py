@@ -80,7 +80,7 @@ def test_dropout_is_off_while_sampling_alone():
 
 
 @pytest.mark.parametrize(
-    "option", [{"steps": 1}, {"times": [0.0, 1.0]}, {"epsilon": 0.0}, {"solver": object()},
+    "option", [{"steps": 1}, {"times": [0.0, 1.0]}, {"epsilon": 0.0}, {"solver": "euler"},
                {"trajectory": True}, {"reverse": True}], ids=str,
 )  # fmt: skip
 def test_options_of_a_process_are_refused(option):
