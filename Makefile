@@ -38,6 +38,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.matching
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.likelihood
+	$(BIN)/python -m benchmarks.sliced time
 
 clean:
 	rm -rf .venv runs dist

@@ -1,7 +1,7 @@
 """Sliced-Wasserstein estimators beside their rivals: how fast, how large, how noisy, and in a flow.
 
 One process, one thread; the rivals are POT's torch backend, the plain vectorised torch form, and the
-published control-variate estimators (Nguyen & Ho 2024) coefficient for coefficient.
+published control-variate estimators (Nguyen & Ho 2023) coefficient for coefficient.
 
     python -m benchmarks.sliced time
     python -m benchmarks.sliced memory

@@ -1,6 +1,6 @@
 """A gradient flow of one shape to another under sliced-Wasserstein estimators and their rivals.
 
-The protocol of Nguyen & Ho (2024): particles descend n times the root of the estimate, 10 projections,
+The protocol of Nguyen & Ho (2023): particles descend n times the root of the estimate, 10 projections,
 steps of 0.01, between 2,048-point shapes far apart; exact squared Wasserstein-2 on the way.
 """
 

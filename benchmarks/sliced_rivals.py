@@ -71,7 +71,7 @@ def published(
     p: float = 2.0,
     root: bool = True,
 ) -> Tensor:
-    r"""LCV-SW or UCV-SW as their authors compute it (Nguyen & Ho 2024), or their plain SW.
+    r"""LCV-SW or UCV-SW as their authors compute it (Nguyen & Ho 2023), or their plain SW.
 
     The coefficient divides the sample covariance by the second moment of the variate about its
     *known* mean, which exceeds the sample variance; autograd goes through the coefficient, and the

@@ -26,8 +26,8 @@ class Slices(NamedTuple):
         share: its derivative in the costs ``(B, L)`` where that is known before they are, so that one
             sweep finds values and gradients.
         features: control variates of the moments, and how gradients in them come to the moments.
-        pull: the derivative of the value in each feature, where that is a number.
         order: moments that they need: 0 none, 1 means, 2 covariances too.
+        pull: the derivative of the value in each feature, where that is a number.
     """
 
     directions: Tensor
