@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ROWS = 2**18
-"""Elements of the points that are centred at a time: no copy of all of them is made."""
+FEW, MANY = 2**16, 2**18
+"""Elements of the points that are summed, and centred, at a time: no copy of all of them is made."""
 
 
 class Moments(NamedTuple):
@@ -39,7 +39,7 @@ def moments(
     """
     batch, n, d = x.shape
     total = x.new_zeros(batch, d, dtype=torch.float64)
-    for rows in _blocks(x):
+    for rows in _blocks(x, FEW):
         part = x[:, rows].double()
         total += (
             part.sum(1)
@@ -50,7 +50,7 @@ def moments(
     if not covariance:
         return mean, None
     found = x.new_zeros(batch, d, d)
-    for rows in _blocks(x):
+    for rows in _blocks(x, MANY):
         part = x[:, rows] - mean[:, None]
         heavy = part / n if weights is None else part * weights[:, rows, None]
         found.baddbmm_(heavy.mT, part)
@@ -74,7 +74,7 @@ def add_gradient(
         by_mean, by_cov: gradients in mean ``(B, d)`` and covariance ``(B, d, d)``.
     """
     both = None if by_cov is None else by_cov + by_cov.mT
-    for rows in _blocks(x):
+    for rows in _blocks(x, MANY):
         share = 1 / x.shape[1] if weights is None else weights[:, rows, None]
         if by_mean is not None:
             found[:, rows] += by_mean[:, None] * share
@@ -82,7 +82,7 @@ def add_gradient(
             found[:, rows] += torch.matmul(x[:, rows] - mean[:, None], both) * share
 
 
-def _blocks(x: Tensor) -> Iterator[slice]:
+def _blocks(x: Tensor, elements: int) -> Iterator[slice]:
     batch, n, d = x.shape
-    step = max(1, ROWS // (batch * d))
+    step = max(1, elements // (batch * d))
     return (slice(k, k + step) for k in range(0, n, step))
