@@ -102,8 +102,11 @@ class Sets:
     def _costs(self, x: Tensor, y: Tensor, weight: Tensor | None, need_x: bool, need_y: bool) -> Tensor:
         """Costs of rows ``(R, n)`` and ``(R, m)``; weighted slopes take the place of the points."""
         rows, most = len(x), max(x.shape[1], y.shape[1])
-        # on the CPU a few rows at a time: they stay in the caches from the sort to the slopes
-        step = max(1, torch.get_num_threads() * BLOCK // most) if x.device.type == "cpu" else rows
+        # on the CPU a few rows at a time: they stay in the caches from the sort to the slopes; several
+        # threads need more at a time to be worth their start
+        threads = torch.get_num_threads()
+        together = BLOCK if threads == 1 else 4 * threads * BLOCK
+        step = max(1, together // most) if x.device.type == "cpu" else rows
         costs = []
         for k in range(0, rows, step):
             part = slice(k, k + step)
