@@ -182,7 +182,8 @@ def test_gaussian_distance_is_no_bound_below_two():
 @pytest.mark.parametrize("rows", [1, 7, 2**18])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_moments_agree_with_numpy(monkeypatch, weighted, rows):
-    monkeypatch.setattr(importlib.import_module("genflow.variate.moments"), "ROWS", rows)
+    for name in ("FEW", "MANY"):
+        monkeypatch.setattr(importlib.import_module("genflow.variate.moments"), name, rows)
     x = torch.randn(2, 23, 4, generator=draw(0), dtype=torch.float64) ** 2
     w = torch.rand(2, 23, generator=draw(1), dtype=torch.float64) if weighted else None
     w = w if w is None else w / w.sum(1, keepdim=True)
@@ -206,7 +207,8 @@ def test_moments_far_from_the_origin_in_single_precision():
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_gradient_through_moments_agrees_with_autograd(monkeypatch, weighted):
-    monkeypatch.setattr(importlib.import_module("genflow.variate.moments"), "ROWS", 10)
+    for name in ("FEW", "MANY"):
+        monkeypatch.setattr(importlib.import_module("genflow.variate.moments"), name, 10)
     x = torch.randn(2, 11, 3, generator=draw(0), dtype=torch.float64, requires_grad=True)
     w = torch.rand(2, 11, generator=draw(1), dtype=torch.float64) if weighted else None
     w = w if w is None else w / w.sum(1, keepdim=True)
