@@ -71,7 +71,7 @@ def inner_size(projections: int, moments: Moments) -> int:
     """How many further directions are taken where none are asked for."""
     batch, d = moments.step.shape
     # variance by time is least near the root of the ratio of costs, a sort of the points over d * d
-    each = min(100.0, max(10.0, 150 * math.sqrt(moments.size) / d))
+    each = min(100.0, max(10.0, 60 * math.sqrt(moments.size) / d))
     most = min(WORK // (batch * d * d), HELD // d)
     return max(projections, min(round(each * projections), most))
 
