@@ -23,7 +23,6 @@ class Directions(ABC):
     random = True
     """Whether they are drawn anew at every call, so that averages over them are unbiased."""
 
-    @abstractmethod
     def sample(
         self,
         projections: int,
@@ -42,6 +41,13 @@ class Directions(ABC):
         Raises:
             ValueError: for a dimension that these directions do not know.
         """
+        return self._draw(projections, dim, generator, torch.empty(0) if like is None else like)
+
+    @abstractmethod
+    def _draw(
+        self, projections: int, dim: int, generator: torch.Generator | None, like: Tensor
+    ) -> Tensor:
+        """:meth:`sample` with all its arguments."""
 
     def balanced(self, projections: int, dim: int) -> bool:
         """Whether quadratic forms have their exact means over so many directions, whatever the draw."""
@@ -53,11 +59,8 @@ def normalised(vectors: Tensor) -> Tensor:
     return torch.nn.functional.normalize(vectors, dim=-1)
 
 
-def draw_normal(
-    shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor | None
-) -> Tensor:
+def draw_normal(shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor) -> Tensor:
     """Standard normal numbers of the dtype and device of ``like``."""
-    like = torch.empty(0) if like is None else like
     where = draw_device(generator, like.device)
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=where).to(like.device)
 

@@ -17,12 +17,8 @@ class Isotropic(Directions):
 
     independent = True
 
-    def sample(
-        self,
-        projections: int,
-        dim: int,
-        generator: torch.Generator | None = None,
-        like: Tensor | None = None,
+    def _draw(
+        self, projections: int, dim: int, generator: torch.Generator | None, like: Tensor
     ) -> Tensor:
         return normalised(draw_normal((projections, dim), generator, like))
 
@@ -36,12 +32,8 @@ class Orthogonal(Directions):
     of independent directions (Rowland et al. 2019).
     """
 
-    def sample(
-        self,
-        projections: int,
-        dim: int,
-        generator: torch.Generator | None = None,
-        like: Tensor | None = None,
+    def _draw(
+        self, projections: int, dim: int, generator: torch.Generator | None, like: Tensor
     ) -> Tensor:
         full, rest = divmod(projections, dim)
         found = []
@@ -65,6 +57,7 @@ def _frames(normal: Tensor) -> Tensor:
 
 def rotation(dim: int, generator: torch.Generator | None = None, like: Tensor | None = None) -> Tensor:
     """A uniform orthogonal matrix ``(d, d)``, reflections included (Haar measure; Mezzadri 2007)."""
+    like = torch.empty(0) if like is None else like
     return _frames(draw_normal((dim, dim), generator, like))
 
 
@@ -98,12 +91,8 @@ class Fixed(Directions):
             raise ValueError("Fixed(vectors=...): a row is zero and points nowhere")
         object.__setattr__(self, "vectors", found.tolist())
 
-    def sample(
-        self,
-        projections: int,
-        dim: int,
-        generator: torch.Generator | None = None,
-        like: Tensor | None = None,
+    def _draw(
+        self, projections: int, dim: int, generator: torch.Generator | None, like: Tensor
     ) -> Tensor:
         found = torch.tensor(self.vectors, dtype=torch.float64)
         if found.shape != (projections, dim):
@@ -112,5 +101,4 @@ class Fixed(Directions):
                 f"{projections} in {dim}; set projections={found.shape[0]} and give vectors as long as "
                 "the points"
             )
-        like = torch.empty(0) if like is None else like
         return normalised(found / found.abs().amax(1, True)).to(like)  # of any size

@@ -26,15 +26,10 @@ def _only(owner: Directions, dim: int, known: int) -> None:
 class Grid(Directions):
     """In two dimensions: equal steps over the half circle from a random start."""
 
-    def sample(
-        self,
-        projections: int,
-        dim: int,
-        generator: torch.Generator | None = None,
-        like: Tensor | None = None,
+    def _draw(
+        self, projections: int, dim: int, generator: torch.Generator | None, like: Tensor
     ) -> Tensor:
         _only(self, dim, 2)
-        like = torch.empty(0) if like is None else like
         where = draw_device(generator, like.device)
         start = torch.rand((), generator=generator, dtype=torch.float64, device=where)
         step = torch.arange(projections, dtype=torch.float64, device=where)
@@ -52,15 +47,10 @@ class Spiral(Directions):
     The spiral of Rakhmanov, Saff & Zhou (1994), as used by Nguyen, Bariletto & Ho (2024).
     """
 
-    def sample(
-        self,
-        projections: int,
-        dim: int,
-        generator: torch.Generator | None = None,
-        like: Tensor | None = None,
+    def _draw(
+        self, projections: int, dim: int, generator: torch.Generator | None, like: Tensor
     ) -> Tensor:
         _only(self, dim, 3)
-        like = torch.empty(0) if like is None else like
         turn = rotation(3, generator, like)
         return spiral(projections).to(turn) @ turn
 
@@ -82,17 +72,12 @@ class Sobol(Directions):
     scrambling is made on the CPU.
     """
 
-    def sample(
-        self,
-        projections: int,
-        dim: int,
-        generator: torch.Generator | None = None,
-        like: Tensor | None = None,
+    def _draw(
+        self, projections: int, dim: int, generator: torch.Generator | None, like: Tensor
     ) -> Tensor:
         most = torch.quasirandom.SobolEngine.MAXDIM
         if dim > most:
             raise ValueError(f"Sobol directions live in at most {most} dimensions, got {dim}")
-        like = torch.empty(0) if like is None else like
         engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=draw_seed(generator))
         u = engine.draw(projections, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
         normal = math.sqrt(2) * torch.erfinv(2 * u - 1)
@@ -108,14 +93,10 @@ class Auto(Directions):
     def choose(self, dim: int) -> Directions:
         return {2: Grid(), 3: Spiral()}.get(dim, Orthogonal())
 
-    def sample(
-        self,
-        projections: int,
-        dim: int,
-        generator: torch.Generator | None = None,
-        like: Tensor | None = None,
+    def _draw(
+        self, projections: int, dim: int, generator: torch.Generator | None, like: Tensor
     ) -> Tensor:
-        return self.choose(dim).sample(projections, dim, generator, like)
+        return self.choose(dim)._draw(projections, dim, generator, like)
 
     def balanced(self, projections: int, dim: int) -> bool:
         return self.choose(dim).balanced(projections, dim)

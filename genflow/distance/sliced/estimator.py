@@ -115,8 +115,8 @@ class SlicedWasserstein(Sliced):
         count("estimate", 2, repeats=repeats)
         if not self.directions.random:
             raise ValueError("estimate: the directions are not random, the value has no standard error")
-        plain = replace(self, root=False)
-        found = [plain(x, y, weights_x, weights_y, generator).double() for _ in range(repeats)]
+        power = replace(self, root=False)
+        found = [power(x, y, weights_x, weights_y, generator).double() for _ in range(repeats)]
         values = torch.stack(found)
         value, error = values.mean(0), values.std(0) / math.sqrt(repeats)
         if self.root:
