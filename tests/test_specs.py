@@ -51,11 +51,28 @@ from genflow.interpolant import (
     VariancePreserving,
     Zero,
 )
-from genflow.loss import BridgeMatching, Matching, On, Regression, SampleDistance, Sum
+from genflow.loss import (
+    BridgeMatching,
+    LightBridgeKL,
+    Matching,
+    On,
+    Regression,
+    SampleDistance,
+    Sum,
+)
 from genflow.model import Generator, Particles, PushForward, Tilt
 from genflow.network import MLP, Guided, Heads, TimeFeatures
-from genflow.process import SDE, LearnedBridge, StochasticInterpolant
-from genflow.solver import Adaptive, Euler, Field, Heun, RungeKutta, Solution, StochasticHeun
+from genflow.process import SDE, LearnedBridge, LightBridge, StochasticInterpolant
+from genflow.solver import (
+    Adaptive,
+    Euler,
+    Exact,
+    Field,
+    Heun,
+    RungeKutta,
+    Solution,
+    StochasticHeun,
+)
 from genflow.source import (
     Checkerboard,
     Circles,
@@ -96,7 +113,9 @@ PARTS = [
     GaussianMixture([[0.0, 1.0], [2.0, 3.0]], [0.5, 1.0], [1, 3]),
     Empirical(torch.arange(6.0).reshape(3, 2)), Identity(), Standardise([1, 4, 4], "all"),
     SDE(MLP(2, 8), 0.3), Euler(7), Heun(8), StochasticHeun(9), RungeKutta(6),
-    Adaptive(1e-3, 1e-4, "bosh3", 5),
+    Adaptive(1e-3, 1e-4, "bosh3", 5), Exact(3), LightBridgeKL(),
+    LightBridge([1, 2, 2], 3, 0.5), LightBridge(4, "auto", 2, "low_rank", 2),
+    Generator(Gaussian(2), LightBridge(2, 3, 0.1, "full"), Exact()),
     MMD(0.5), MMD([0.5, 1.0], False), EnergyDistance(True), Wasserstein(1.0, False),
     BuresWasserstein(False),
     Isotropic(), Orthogonal(), Sobol(), Grid(), directions.Spiral(), Auto(), Fixed([[0.6, 2]]),

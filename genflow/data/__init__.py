@@ -7,10 +7,13 @@ from genflow.data.corrupted import Corrupted
 from genflow.data.corruption import Corruption, Downsample, Mask, Noisy
 from genflow.data.digits import Digits
 from genflow.data.photographs import Photographs
+from genflow.data.series import Series
 from genflow.data.shapes import Shapes, shape
 from genflow.data.simulated import Simulated
+from genflow.data.snapshots import Snapshots
 
 __all__ = [
     "Arrays", "Batch", "Batches", "Corrupted", "Corruption", "Data", "Digits", "Downsample", "Mask",
-    "Noisy", "Passes", "Photographs", "Shapes", "Simulated", "Table", "draw_rows", "shape",
+    "Noisy", "Passes", "Photographs", "Series", "Shapes", "Simulated", "Snapshots", "Table",
+    "draw_rows", "shape",
 ]  # fmt: skip

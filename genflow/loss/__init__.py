@@ -8,10 +8,11 @@ from genflow.loss.base import Loss
 from genflow.loss.bridge import BridgeMatching
 from genflow.loss.combine import On, Sum
 from genflow.loss.importance import importance_density
+from genflow.loss.light_bridge import LightBridgeKL
 from genflow.loss.matching import Matching, Regression
 from genflow.loss.sample_distance import SampleDistance
 
 __all__ = [
-    "BridgeMatching", "Loss", "Matching", "On", "Regression", "SampleDistance", "Sum",
-    "importance_density",
+    "BridgeMatching", "LightBridgeKL", "Loss", "Matching", "On", "Regression", "SampleDistance",
+    "Sum", "importance_density",
 ]  # fmt: skip

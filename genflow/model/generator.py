@@ -52,8 +52,10 @@ class Generator(Likelihood):
 
     def prepare(self, *xs: Tensor, cond: Tensor | None = None) -> Generator:
         super().prepare(*xs, cond=cond)
+        inside = self.encode(*xs)
+        self.process.prepare(*inside)
         if self.tilt is not None:
-            self.tilt.prepare(*self.encode(*xs), cond=cond)
+            self.tilt.prepare(*inside, cond=cond)
         return self
 
     @torch.no_grad()

@@ -1,5 +1,7 @@
 """Oracles: exact fields, densities and draws of interpolants, to check and to measure against."""
 
+from genflow.oracle.entropic_pair import EntropicPair, EntropicTarget
+from genflow.oracle.entropic_score import Score
 from genflow.oracle.error import FieldError, KLBound, kl_bound
 from genflow.oracle.exact import Exact
 from genflow.oracle.joint import Joint
@@ -7,6 +9,6 @@ from genflow.oracle.known import oracle_of
 from genflow.oracle.plans import entropic, gaussian, independent, mirrored, tilted
 
 __all__ = [
-    "Exact", "FieldError", "Joint", "KLBound", "entropic", "gaussian", "independent", "kl_bound",
-    "mirrored", "oracle_of", "tilted",
+    "EntropicPair", "EntropicTarget", "Exact", "FieldError", "Joint", "KLBound", "Score", "entropic",
+    "gaussian", "independent", "kl_bound", "mirrored", "oracle_of", "tilted",
 ]  # fmt: skip

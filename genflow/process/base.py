@@ -27,6 +27,11 @@ class Process(nn.Module, ABC):
         """Whether it can be run from stop to start: an ODE can, noise needs a score."""
         return not self.stochastic
 
+    def prepare(self, *xs: Tensor) -> Process:
+        """Fit what depends on data, in place, from marginals ``(B, *d)`` in its own space; most
+        processes need nothing."""
+        return self
+
     @abstractmethod
     def drift(self, t: Tensor, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Drift at times ``t (B,)`` and states ``x (B, *d)``."""

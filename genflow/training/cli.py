@@ -39,6 +39,7 @@ OmegaConf.register_new_resolver(
     "event_shape", lambda path, key=None: ListConfig(event_shape(path, key)), replace=True
 )
 OmegaConf.register_new_resolver("bridge_epsilon", bridge_epsilon, replace=True)
+OmegaConf.register_new_resolver("light_epsilon", lambda sigma: sigma**2, replace=True)
 
 
 def build(cfg: DictConfig) -> tuple[L.LightningModule, L.LightningDataModule, L.Trainer]:

@@ -13,8 +13,12 @@ from genflow import plot
 from genflow.checks import count
 from genflow.model import Model
 from genflow.seeds import stream
+from genflow.solver import Exact
 from genflow.training.datamodule import needs_rows
 from genflow.training.module import Training
+
+PATH_STEPS = 100
+"""Points at which exact paths are drawn."""
 
 
 class Figures(L.Callback):
@@ -140,6 +144,8 @@ class Figures(L.Callback):
         few = min(self.paths, n)
         cond = None if cond is None else cond[:few]
         starts = {"n": few} if tilted else {"x0": x0[:few]}
+        if isinstance(model.solver, Exact):  # paths, not only their ends
+            starts["steps"] = max(model.solver.steps, PATH_STEPS)
         return samples, model.sample(**starts, cond=cond, generator=generator, trajectory=True)
 
 

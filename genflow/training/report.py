@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from genflow.checks import count
@@ -22,6 +23,7 @@ from genflow.seeds import stream
 from genflow.solver import Euler
 from genflow.specs import spec
 from genflow.training.datamodule import needs_rows
+from genflow.training.heldout import heldout_distances
 from genflow.training.module import Training
 
 LIKELIHOODS = 500
@@ -49,6 +51,12 @@ class Report(L.Callback):
     - ``field_velocity_rms``, ``field_velocity_relative``, ...: the true error of the learned fields,
       and ``kl_bound`` at its best ``kl_bound_epsilon``, where the laws of the data are known mixtures
       (:class:`~genflow.oracle.FieldError`);
+    - ``test_objective`` of a learner that has one (``LightBridge``) on test data, in nats and the
+      model's own space: a Kullback-Leibler divergence up to a constant of the data;
+    - ``heldout_times``, ``heldout_energy`` and ``heldout_w1``, one number each for every held-out
+      snapshot inside the training's span (:class:`~genflow.data.Snapshots`): half the energy distance
+      and exact W1, in data units, between its rows and the states at that time of paths that start at
+      rows of the first training snapshot;
     - ``train_seconds``, ``seed``, ``solver``, ``nfe``, ``ema``, ``steps``, ``parameters``,
       ``versions``.
 
@@ -116,6 +124,8 @@ class Report(L.Callback):
         numbers |= self._tilt(pl_module, train)
         numbers |= _likelihood(pl_module, test)
         numbers |= _field_error(pl_module, data)
+        numbers |= _objective(pl_module, test)
+        numbers |= heldout_distances(pl_module, data, self.n)
         averaging = [c.decay for c in trainer.callbacks if hasattr(c, "decay")]
         return numbers | {
             "epsilon": _epsilon(pl_module.loss),
@@ -210,8 +220,18 @@ def _paths(training: Training, test: Batch) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
+def _objective(training: Training, test: Batch) -> dict[str, float]:
+    objective = getattr(training.model.learner, "objective", None)
+    if not callable(objective):
+        return {}
+    return {"test_objective": float(objective(*training.model.encode(*test.xs)))}
+
+
 def _finite(value: Any) -> Any:
     """``None`` for a number that JSON does not know."""
+    if isinstance(value, list):
+        return list(map(_finite, value))
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

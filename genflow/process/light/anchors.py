@@ -1,0 +1,131 @@
+r"""The other half of a light bridge: backwards in time, and marginal densities.
+
+The forward half needs no law of the start; the other one does, since :math:`p_t = \varphi_t\hat\varphi_t`
+with :math:`\hat\varphi_t = \int p_0(a)/\varphi_0(a)\,\mathcal N(x|a, \varepsilon tI)\,da`. The law is that of
+kept rows of the source, the *anchors*, for which all of it is a sum.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genflow.process.light.kept import Kept
+from genflow.process.light.potential import CHUNK
+from genflow.tensors import draw_device, randn_like
+
+MOST = 4096
+"""Rows of the source that are kept."""
+EARLY = 1e-3
+"""A law of points has no density at 0: scores and backward drifts of earlier times are those of this one."""
+
+
+class Anchored:
+    """What a bridge can say once it has anchors ``(n, d)``, a buffer that is saved with it."""
+
+    anchors: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("anchors", None)
+        self._reached: Kept[Tensor] = Kept()
+
+    @property
+    def reversible(self) -> bool:
+        return True  # without anchors it says itself what is missing
+
+    def anchor(self, x0: Tensor) -> Any:
+        """Keep rows ``x0 (n, *d)`` of the source (the first 4,096 of them) to run backwards to."""
+        self.anchor_flat(self._flat("x0", x0))
+        return self
+
+    def anchor_flat(self, x0: Tensor) -> None:
+        """:meth:`anchor` of flattened rows."""
+        self.anchors = x0[:MOST].detach().to(self.location).clone()
+
+    def score(self, t: Tensor | float, x: Tensor, x0: Tensor | None = None) -> Tensor:
+        r"""Score :math:`\nabla\log p_t(x)`, ``(B, *d)``, of paths from the anchors; from ``x0 (B, *d)`` each
+        row's own if given. Times below 0.001 count as 0.001."""
+        t = self._time(t, x).clamp_min(EARLY)
+        drift = self.drift(t, x)
+        if x0 is None:
+            return (drift - self.backward_drift(t, x)) / self.epsilon
+        late = t.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        return (drift - (x - x0) / late) / self.epsilon
+
+    def backward_drift(self, t: Tensor | float, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        self._unconditional(cond)
+        t = self._time(t, x).clamp_min(EARLY)
+        flat = self._flat("x", x)
+        anchors = self.anchors_.double()
+        means = [self._origins(a, b).softmax(-1) @ anchors for a, b in self._parts(t, flat)]
+        found = (flat - torch.cat(means)) / t.reshape(-1, 1)
+        return found.reshape(x.shape).to(x.dtype)
+
+    def log_density(self, t: Tensor | float, x: Tensor) -> Tensor:
+        r""":math:`\log p_t(x)` of paths from the anchors, ``(B,)``, for ``t > 0``."""
+        t, flat = self._time(t, x), self._flat("x", x)
+        if bool((t <= 0).any()):
+            raise ValueError("LightBridge.log_density: a law of points has no density at t = 0")
+        back = [self._origins(a, b).logsumexp(-1) for a, b in self._parts(t, flat)]
+        norm = math.log(len(self.anchors)) + flat.shape[1] / 2 * (2 * math.pi * self.epsilon * t).log()
+        square = flat.square().sum(-1) / (2 * self.epsilon * t)
+        return (self.potential.log_value(t, flat) + torch.cat(back) - norm - square).to(x.dtype)
+
+    @torch.no_grad()
+    def _backward(
+        self, s: Tensor | float, t: Tensor | float, x: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Draw the anchor that each row came from, then the Brownian bridge between."""
+        s, t, flat = self._time(s, x), self._time(t, x), self._flat("x", x)
+        found = []
+        for a, b in self._parts(s, flat):
+            where = draw_device(generator, x.device)
+            u = torch.rand(len(b), 1, generator=generator, dtype=b.dtype, device=where).to(x.device)
+            below = self._origins(a, b).softmax(-1).cumsum(-1)
+            found.append(torch.searchsorted(below, u * below[:, -1:], right=True)[:, 0])
+        rows = torch.cat(found).clamp_max(len(self.anchors) - 1)
+        start = self.anchors.double()[rows]
+        share = (t / s).reshape(-1, 1)
+        width = (self.epsilon * t * (s - t) / s).clamp_min(0).sqrt().reshape(-1, 1)
+        moved = start + share * (flat - start) + width * randn_like(x.flatten(1), generator)
+        return moved.reshape(x.shape).to(x.dtype)
+
+    @property
+    def anchors_(self) -> Tensor:
+        if self.anchors is None:
+            raise ValueError(
+                "LightBridge runs forward from any start, but scores and ways back need the law of the "
+                "start: call bridge.anchor(x0) with rows of the source (fit does)"
+            )
+        return self.anchors
+
+    def _origins(self, t: Tensor, x: Tensor) -> Tensor:
+        """Log-odds of the anchors as origins, ``(B, n)``, up to what only ``x`` decides."""
+        a, scale = self.anchors_.double(), (self.epsilon * t).reshape(-1, 1)
+        return (x @ a.mT - a.square().sum(-1) / 2) / scale - self._reach()
+
+    def _reach(self) -> Tensor:
+        """:math:`\\log\\varphi_0` at the anchors, ``(n,)``, kept until a number changes."""
+
+        def make() -> Tensor:
+            a = self.anchors_.double()
+            return self.potential.log_value(a.new_zeros(()), a)
+
+        if torch.is_grad_enabled():
+            return make()
+        return self._reached.get([*self.parametrised(), self.anchors_], make)
+
+    def _parts(self, t: Tensor, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        size = max(1, CHUNK // len(self.anchors_))
+        parts = range(0, len(x), size)
+        return [(t if t.ndim == 0 else t[k : k + size], x[k : k + size]) for k in parts]
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        kept = state.get(prefix + "anchors")
+        if kept is not None and (self.anchors is None or self.anchors.shape != kept.shape):
+            self.anchors = self.location.detach().new_empty(kept.shape)
+        super()._load_from_state_dict(state, prefix, *rest)

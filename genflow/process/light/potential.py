@@ -1,0 +1,136 @@
+r"""The Schrödinger potential of a light bridge, a mixture of Gaussians, carried through time.
+
+.. math:: v(x_1) = \sum_k\alpha_k\,\mathcal N(x_1|r_k, \varepsilon S_k),\qquad
+          c(x_0) = \sum_k\alpha_k\exp\Big(\frac{x_0^\top S_kx_0 + 2r_k^\top x_0}{2\varepsilon}\Big)
+
+(Korotin, Gushchin & Burnaev 2024). With :math:`Q_k(t) = (1-t)I + tS_k` the potential at ``t`` is, up to
+a constant,
+
+.. math:: \log\varphi_t(x) = \mathrm{LSE}_k\Big[\log\alpha_k - \tfrac12\log|Q_k| + \tfrac1{2\varepsilon}
+          \big(x^\top(S_k-I)Q_k^{-1}x + 2r_k^\top Q_k^{-1}x - t\,r_k^\top Q_k^{-1}r_k\big)\Big],
+
+and the drift :math:`\varepsilon\nabla\log\varphi_t = \sum_kw_kQ_k^{-1}[(S_k-I)x + r_k]` with the softmax
+:math:`w` of the bracket: nothing divides by :math:`1-t`, so both hold on all of [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genflow.process.light.covariance import Axes, Spectrum
+
+BLOCK = 1 << 16
+"""Weights of rows and components that fit the cache."""
+CHUNK = 1 << 22
+"""Numbers that one temporary array of rows, components and dimensions may hold."""
+
+
+def rows_at(values: Tensor, k: Tensor) -> Tensor:
+    """Component ``k (n,)`` of values ``(K, R)``, or ``(B, K, R)`` where rows repeat ``n / B`` times."""
+    if values.ndim == 2:
+        return values[k]
+    rows = torch.arange(len(values), device=k.device).repeat(len(k) // len(values))
+    return values[rows, k]
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b``, from the side that is faster where ``b`` has few columns."""
+    return (b.mT.contiguous() @ a.mT).mT if b.shape[1] < 8 else a @ b
+
+
+@dataclass(frozen=True, eq=False)
+class Potential:
+    """Numbers of a light bridge in float64, and the forms that are made of them.
+
+    Times are ``()`` tensors or ``(B,)``, states ``(B, D)``; all float64.
+
+    Attributes:
+        epsilon: entropic coefficient.
+        log_weight: :math:`\\log\\alpha`, ``(K,)``.
+        location: :math:`r`, ``(K, D)``.
+        spectrum: of the :math:`S_k`.
+    """
+
+    epsilon: float
+    log_weight: Tensor
+    location: Tensor
+    spectrum: Spectrum
+
+    def width(self, t: Tensor) -> Tensor:
+        """Eigenvalues of :math:`Q_k(t)`, ``(K, R)`` or ``(B, K, R)``."""
+        return 1 + t[..., None, None] * (self.spectrum.values - 1)
+
+    def quick(self, t: Tensor) -> bool:
+        """Whether :meth:`quick_drift` will do."""
+        return t.ndim == 0 and isinstance(self.spectrum, Axes) and not torch.is_grad_enabled()
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Eigenvalues of :math:`(S_k-I)Q_k^{-1}` and of :math:`Q_k^{-1}`."""
+        pull = 1 / self.width(t)
+        return (self.spectrum.values - 1) * pull, pull
+
+    def logits(self, t: Tensor, x: Tensor) -> Tensor:
+        """The bracket: what each component adds to the potential, ``(B, K)``."""
+        slope, pull = self.coefficients(t)
+        s, r = self.spectrum, self.location
+        square = s.quadratic(x, slope) + 2 * s.linear(x, r, pull) - t[..., None] * s.own(r, pull)
+        return self.log_weight + s.count(pull.log()) / 2 + square / (2 * self.epsilon)
+
+    def log_value(self, t: Tensor, x: Tensor) -> Tensor:
+        """:math:`\\log\\varphi_t`, ``(B,)``."""
+        return torch.cat([self.logits(a, b).logsumexp(-1) for a, b in self._chunks(t, x)])
+
+    def drift(self, t: Tensor, x: Tensor) -> Tensor:
+        """:math:`\\varepsilon\\nabla\\log\\varphi_t`, ``(B, D)``."""
+        return torch.cat([self._drift(a, b) for a, b in self._chunks(t, x)])
+
+    def quick_drift(self, t: Tensor, x: Tensor) -> Tensor:
+        """:meth:`drift` at one time for all rows, along the axes and without gradients, for ``x`` of any
+        dtype: one product for the logits in float64, one for what they weigh in the dtype of ``x``. Blocks of
+        rows stay in the cache."""
+        slope, pull = self.coefficients(t)
+        r, wide = self.location, 1 / (2 * self.epsilon)
+        own = (
+            self.log_weight
+            + self.spectrum.count(pull.log()) / 2
+            - wide * t * self.spectrum.own(r, pull)
+        )
+        size = len(r.mT)
+        slope, pull = slope.expand(-1, size), pull * r
+        logits = torch.cat([slope * wide, pull * (2 * wide)], 1).mT.contiguous()
+        slope, pull = slope.to(x.dtype), pull.to(x.dtype)
+        found = []
+        for some in x.split(max(1, BLOCK // len(r))):
+            y = some.double()
+            w = torch.addmm(own, torch.cat([y * y, y], 1), logits)
+            w = w.sub_(w.amax(1, keepdim=True)).to(x.dtype).softmax(1)
+            found.append(torch.addcmul(_product(w, pull), _product(w, slope), some))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _drift(self, t: Tensor, x: Tensor) -> Tensor:
+        w = self.logits(t, x).softmax(-1)
+        return self.spectrum.combine(w, x, self.location, *self.coefficients(t))
+
+    def log_normaliser(self, x0: Tensor) -> Tensor:
+        """:math:`\\log c`, ``(B,)``."""
+        zero = x0.new_zeros(())
+        return self.log_value(zero, x0) + x0.square().sum(-1) / (2 * self.epsilon)
+
+    def log_potential(self, x1: Tensor) -> Tensor:
+        """:math:`\\log v`, ``(B,)``."""
+        norm = x1.shape[-1] * math.log(2 * math.pi * self.epsilon)
+        square = x1.square().sum(-1) / self.epsilon
+        return self.log_value(x1.new_ones(()), x1) - (norm + square) / 2
+
+    def _chunks(self, t: Tensor, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        small = t.ndim == 0 and not hasattr(self.spectrum, "vectors")  # then (B, K) is the largest
+        each = len(self.location) if small else self.location.numel()
+        size = max(1, CHUNK // each)
+        if torch.is_grad_enabled() or len(x) <= size:
+            return [(t, x)]
+        parts = range(0, len(x), size)
+        return [(t if t.ndim == 0 else t[k : k + size], x[k : k + size]) for k in parts]

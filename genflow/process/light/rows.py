@@ -1,0 +1,107 @@
+"""The rows that a fit sees: tables or laws of both sides, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genflow.source import Source
+from genflow.tensors import draw_device
+
+
+@dataclass
+class Rows:
+    """One side of a fit: a table ``(N, D)`` in float64, or a law that yields fresh rows.
+
+    Attributes:
+        pilot: the rows that full-batch steps see.
+        law: where fresh rows come from; ``None``: the pilot's own.
+        held_out: rows that are only looked at: of a table those kept out, of a law as many fresh ones as
+            the pilot has; ``None`` for a table of which none are kept out.
+    """
+
+    pilot: Tensor
+    law: Source | None = None
+    held_out: Tensor | None = None
+
+    @property
+    def watched(self) -> Tensor:
+        """Rows by which a fit is judged: the held-out ones where there are some."""
+        return self.pilot if self.held_out is None else self.held_out
+
+    def draw(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """``n`` rows: fresh ones of a law; of a table at random, or all where it is no longer."""
+        if self.law is not None:
+            return self.law.sample(n, generator).to(self.pilot.device).flatten(1).double()
+        if len(self.pilot) <= n:
+            return self.pilot
+        where = draw_device(generator, self.pilot.device)
+        picked = torch.randint(len(self.pilot), (n,), generator=generator, device=where)
+        return self.pilot[picked.to(self.pilot.device)]
+
+
+def gather(
+    name: str,
+    x: Tensor | Source,
+    shape: tuple[int, ...],
+    device: torch.device,
+    pilot: int,
+    share: float,
+    generator: torch.Generator | None,
+) -> Rows:
+    """Rows of one side, checked.
+
+    Args:
+        name: of the side in messages.
+        x: a table ``(N, *d)``, or a source.
+        shape: event shape that it must have.
+        device: where the fit runs.
+        pilot: how many rows of a law full-batch steps see.
+        share: which part is held out.
+        generator: for the draws of a law, and which rows are held out.
+
+    Raises:
+        TypeError, ValueError: one sentence that says what is allowed.
+    """
+    law = x if isinstance(x, Source) else None
+    if law is not None:
+        x = law.sample(2 * pilot, generator)
+    rows = check_rows(name, x, shape).to(device).flatten(1).double()
+    if law is not None:
+        return Rows(rows[:pilot], law, rows[pilot:])
+    if share == 0:
+        return Rows(rows)
+    order = torch.randperm(
+        len(rows), generator=generator, device=draw_device(generator, rows.device)
+    ).to(rows.device)
+    held = max(1, round(share * len(rows)))
+    return Rows(rows[order[held:]], None, rows[order[:held]])
+
+
+def check_rows(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Refuse what no bridge can be fitted to.
+
+    Raises:
+        TypeError: for other than floating-point tensors.
+        ValueError: for other shapes, fewer than two rows, or numbers that are not finite.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f"LightBridge.fit: {name} must be a floating-point tensor (N, *dims) or a Source, got {kind}"
+        )
+    if tuple(x.shape[1:]) != shape or len(x) < 2:
+        dims = ", ".join(map(str, shape))
+        raise ValueError(
+            f"LightBridge.fit: {name} has shape {tuple(x.shape)}, expected (N, {dims}) with N >= 2"
+        )
+    finite = x.flatten(1).isfinite().all(1)
+    if not bool(finite.all()):
+        bad = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"LightBridge.fit: {name} holds a value that is not finite (NaN or infinite), first in row "
+            f"{bad}; remove or fill such rows"
+        )
+    return x
