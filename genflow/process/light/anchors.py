@@ -1,8 +1,9 @@
 r"""The other half of a light bridge: backwards in time, and marginal densities.
 
-The forward half needs no law of the start; the other one does, since :math:`p_t = \varphi_t\hat\varphi_t`
-with :math:`\hat\varphi_t = \int p_0(a)/\varphi_0(a)\,\mathcal N(x|a, \varepsilon tI)\,da`. The law is that of
-kept rows of the source, the *anchors*, for which all of it is a sum.
+The forward half needs no law of the start; the other one does, since :math:`p_t =
+\varphi_t\hat\varphi_t` with :math:`\hat\varphi_t = \int p_0(a)/\varphi_0(a)\,\mathcal N(x|a,
+\varepsilon tI)\,da`.
+The law is that of kept rows of the source, the *anchors*, for which all of it is a sum.
 """
 
 from __future__ import annotations
@@ -20,18 +21,14 @@ from genflow.tensors import draw_device, randn_like
 MOST = 4096
 """Rows of the source that are kept."""
 EARLY = 1e-3
-"""A law of points has no density at 0: scores and backward drifts of earlier times are those of this one."""
+"""A law of points has no density at 0: scores and backward drifts of earlier times are this one's."""
 
 
 class Anchored:
     """What a bridge can say once it has anchors ``(n, d)``, a buffer that is saved with it."""
 
     anchors: Tensor | None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("anchors", None)
-        self._reached: Kept[Tensor] = Kept()
+    _reached: Kept[Tensor]
 
     @property
     def reversible(self) -> bool:
@@ -47,8 +44,8 @@ class Anchored:
         self.anchors = x0[:MOST].detach().to(self.location).clone()
 
     def score(self, t: Tensor | float, x: Tensor, x0: Tensor | None = None) -> Tensor:
-        r"""Score :math:`\nabla\log p_t(x)`, ``(B, *d)``, of paths from the anchors; from ``x0 (B, *d)`` each
-        row's own if given. Times below 0.001 count as 0.001."""
+        r"""Score :math:`\nabla\log p_t(x)`, ``(B, *d)``, of paths from the anchors; from ``x0 (B, *d)``,
+        each row's own, if given. Times below 0.001 count as 0.001."""
         t = self._time(t, x).clamp_min(EARLY)
         drift = self.drift(t, x)
         if x0 is None:

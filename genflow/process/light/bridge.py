@@ -6,28 +6,26 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from genflow.checks import count, one_of, positive
-from genflow.process.base import Process
 from genflow.process.light.anchors import Anchored
-from genflow.process.light.covariance import FAMILIES, Axes, Covariance
-from genflow.process.light.fit import Fit, Settings
-from genflow.process.light.kept import Kept
+from genflow.process.light.choice import fit
+from genflow.process.light.fit import Settings
+from genflow.process.light.history import History
 from genflow.process.light.law import Transition
-from genflow.process.light.potential import Potential
+from genflow.process.light.parameters import Parametrised
 from genflow.seeds import stream
 from genflow.source import Source
-from genflow.tensors import as_shape, path_time, randn_like
+from genflow.tensors import randn_like
 
 
-class LightBridge(Anchored, Process):
+class LightBridge(Anchored, Parametrised):
     r"""Schrödinger bridge whose potential is a mixture of Gaussians (Korotin, Gushchin & Burnaev 2024).
 
     The bridge of :math:`dX = \sqrt\varepsilon\,dW` between two laws, i.e. the entropic plan of cost
-    :math:`|x_0-x_1|^2/2` at temperature :math:`\varepsilon`: ``epsilon`` :math:`= \sigma^2`. Drift, plan,
-    transitions and densities are closed forms; forms are computed in float64, and answers have the
-    dtype of the states that they are asked for.
+    :math:`|x_0-x_1|^2/2` at temperature :math:`\varepsilon`: ``epsilon`` :math:`= \sigma^2`. Drift,
+    plan, transitions and densities are closed forms; forms are computed in float64, and answers have
+    the dtype of the states that they are asked for.
 
     >>> bridge = LightBridge(2, 20, epsilon=0.1).fit(x0, x1)  # doctest: +SKIP
     >>> bridge.plan(x0).mean, bridge.drift(0.5, x0), bridge.sample_at(x0, 0.5)  # doctest: +SKIP
@@ -44,70 +42,8 @@ class LightBridge(Anchored, Process):
         ValueError: for numbers out of range, or a ``rank`` where none belongs.
     """
 
-    def __init__(
-        self,
-        dim: int | Sequence[int],
-        components: int | str,
-        epsilon: float,
-        covariance: str = "diagonal",
-        rank: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.shape = as_shape(dim)
-        positive(self, epsilon=epsilon)
-        one_of(self, FAMILIES, covariance=covariance)
-        if components != "auto":
-            count(self, components=components)
-        size = torch.Size(self.shape).numel()
-        self._check_rank(covariance, rank, size)
-        self.dim, self.components, self.epsilon = dim, components, float(epsilon)
-        self.covariance, self.rank = covariance, rank
-        self.history = None
-        self._kept: Kept[Potential] = Kept()
-        self._resize(1 if components == "auto" else components)
-
-    @staticmethod
-    def _check_rank(covariance: str, rank: int | None, size: int) -> None:
-        if covariance != "low_rank":
-            if rank is not None:
-                raise ValueError(
-                    f"LightBridge(covariance={covariance!r}, rank={rank!r}): rank belongs to 'low_rank' alone"
-                )
-            return
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank < size:
-            raise ValueError(
-                f"LightBridge(covariance='low_rank', rank={rank!r}): rank must be a whole number from 1 to "
-                f"{size - 1}, the dimension less one"
-            )
-
-    def _resize(self, components: int) -> None:
-        """Fresh parameters for so many components."""
-        size = torch.Size(self.shape).numel()
-        like = getattr(self, "location", torch.zeros(()))
-        self.log_weight = nn.Parameter(torch.zeros(components))
-        self.location = nn.Parameter(torch.zeros(components, size))
-        self.covariances_ = Covariance(size, components, self.covariance, self.rank)
-        self.to(device=like.device, dtype=like.dtype)
-
-    @property
-    def sigma(self) -> float:
-        """Diffusion coefficient of the bridge, the root of ``epsilon``."""
-        return self.epsilon**0.5
-
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    @property
-    def potential(self) -> Potential:
-        """The numbers in float64, with gradients where they are wanted."""
-        if torch.is_grad_enabled() or self.covariance in ("diagonal", "isotropic"):
-            return self._potential()
-        return self._kept.get(self.parametrised(), self._potential)  # eigenvectors take their time
-
-    def _potential(self) -> Potential:
-        spectrum = self.covariances_.spectrum()
-        return Potential(self.epsilon, self.log_weight.double(), self.location.double(), spectrum)
+    history: History | None = None
+    """The trace of the last :meth:`fit`."""
 
     def forward(self, t: Tensor | float, x: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.drift(t, x, cond)
@@ -127,23 +63,6 @@ class LightBridge(Anchored, Process):
 
     def diffusion(self, t: Tensor, x: Tensor, dw: Tensor) -> Tensor:
         return self.sigma * dw
-
-    def log_potential(self, x1: Tensor) -> Tensor:
-        r""":math:`\log v(x_1)`, ``(B,)``, float64."""
-        return self.potential.log_potential(self._flat("x1", x1))
-
-    def log_normaliser(self, x0: Tensor) -> Tensor:
-        r""":math:`\log c(x_0)`, ``(B,)``, float64."""
-        return self.potential.log_normaliser(self._flat("x0", x0))
-
-    def objective(self, x0: Tensor, x1: Tensor) -> Tensor:
-        r""":math:`\mathbb E\log c(x_0) - \mathbb E\log v(x_1)`, float64: the Kullback-Leibler divergence of
-        the true bridge from this one, up to a constant that neither knows.
-
-        Args:
-            x0, x1: unpaired batches ``(B0, *d)`` and ``(B1, *d)``.
-        """
-        return self.objective_of(self._flat("x0", x0), self._flat("x1", x1))
 
     def transition_law(self, s: Tensor | float, t: Tensor | float, x: Tensor) -> Transition:
         """Law of ``x_t`` given states ``x (B, *d)`` at ``s < t``; times are numbers or ``(B,)``."""
@@ -171,8 +90,8 @@ class LightBridge(Anchored, Process):
         x: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Exact draw of ``x_t`` given ``x (B, *d)`` at ``s``; ``t < s`` runs backwards, to starts among the
-        anchors.
+        """Exact draw of ``x_t`` given ``x (B, *d)`` at ``s``; ``t < s`` runs backwards, to starts among
+        the anchors.
 
         Raises:
             ValueError: backwards without anchors, or for times outside [0, 1].
@@ -248,8 +167,9 @@ class LightBridge(Anchored, Process):
     ) -> LightBridge:
         """Fit to unpaired rows, or to laws that yield fresh ones, in place; no Lightning is needed.
 
-        K-means of the data starts it; a fixed-point iteration without a learning rate follows, which goes
-        only as far as the objective falls; Adam with cosine decay polishes, in units of the data's spread.
+        K-means of the data starts it; a fixed-point iteration without a learning rate follows, which
+        goes only as far as the objective falls; Adam with cosine decay polishes, in units of the data's
+        spread.
 
         Args:
             x0: rows ``(N0, *d)`` of the source, or a ``Source`` to draw from.
@@ -259,11 +179,11 @@ class LightBridge(Anchored, Process):
             steps: of the polish.
             batch_size: rows of each side that a step of Adam sees.
             rate: first step of Adam, relative to the spread of the data.
-            anneal: an ``epsilon`` above the bridge's own that the fixed point begins with, halved until it is
-                there; ``"auto"`` does so, from a quarter of the data's variance, where the bridge's own is below
-                a twentieth of it; ``None`` never.
-            held_out: part of the rows that is kept out, to end the polish where their objective no longer
-                falls, and to keep the best; 0 for none.
+            anneal: an ``epsilon`` above the bridge's own that the fixed point begins with, halved until
+                it is there; ``"auto"`` does so, from a quarter of the data's variance, where the
+                bridge's own is below a twentieth of it; ``None`` never.
+            held_out: part of the rows that is kept out, to end the polish where their objective no
+                longer falls, and to keep the best; 0 for none.
             tolerance: fall of the objective in nats below which the fixed point has converged.
             pilot: rows of a ``Source`` that k-means and the fixed point see.
             restart: begin anew; ``False`` goes on from the present numbers.
@@ -275,8 +195,8 @@ class LightBridge(Anchored, Process):
             The bridge itself. Its ``history`` holds the trace, and what ``components="auto"`` tried.
 
         Raises:
-            TypeError, ValueError: for rows that do not fit the bridge, are not finite or are constant in a
-                coordinate, more components than rows, and numbers out of range.
+            TypeError, ValueError: for rows that do not fit the bridge, are not finite or are constant
+                in a coordinate, more components than rows, and numbers out of range.
             FloatingPointError: if the objective is not finite in the end.
 
         Warns:
@@ -286,7 +206,7 @@ class LightBridge(Anchored, Process):
             iterations, polish, steps, batch_size, rate, anneal, held_out, tolerance, pilot, restart
         )
         with torch.no_grad():
-            self.history = Fit(self, x0, x1, settings, generator, progress, callback).run()
+            self.history = fit(self, x0, x1, settings, generator, progress, callback)
         return self
 
     def prepare(self, *xs: Tensor) -> LightBridge:
@@ -295,75 +215,5 @@ class LightBridge(Anchored, Process):
             warnings.simplefilter("ignore", RuntimeWarning)  # what follows is the training
             settings = Settings(iterations=10, polish=None)
             draw = stream("light bridge", device=self.location.device)
-            self.history = Fit(self, xs[0], xs[-1], settings, draw).run()
+            self.history = fit(self, xs[0], xs[-1], settings, draw)
         return self
-
-    def parametrised(self) -> list[nn.Parameter]:
-        """Logarithms of the weights, locations, and what parametrises the covariances."""
-        return [self.log_weight, self.location, *self.covariances_.parameters()]
-
-    def objective_of(self, x0: Tensor, x1: Tensor) -> Tensor:
-        """:meth:`objective` of flattened rows in float64."""
-        p = self.potential
-        return p.log_normaliser(x0).mean() - p.log_potential(x1).mean()
-
-    def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What :meth:`assign` takes, in float64."""
-        s = self.potential.spectrum
-        scale = s.values if isinstance(s, Axes) else s.matrix(s.values)
-        return tuple(v.detach().double().clone() for v in (self.log_weight, self.location, scale))
-
-    @torch.no_grad()
-    def covariances(self) -> Tensor:
-        """:math:`S_k` as matrices, ``(K, d, d)``, float64."""
-        spectrum = self.potential.spectrum
-        return spectrum.matrix(spectrum.values)
-
-    @torch.no_grad()
-    def assign(self, log_weight: Tensor, location: Tensor, scale: Tensor) -> LightBridge:
-        r"""Take :math:`\log\alpha`, :math:`r` and :math:`S` in place.
-
-        Args:
-            log_weight: ``(K,)``.
-            location: ``(K, d)``.
-            scale: ``(K, d)`` for diagonal, ``(K,)`` for isotropic, ``(K, d, d)`` for other covariances.
-        """
-        if self.components == "auto":
-            self.components = len(location)
-        if self.location.shape != location.shape:
-            raise ValueError(
-                f"LightBridge.assign: location has shape {tuple(location.shape)}, expected "
-                f"{tuple(self.location.shape)}"
-            )
-        self.log_weight.copy_(log_weight)
-        self.location.copy_(location)
-        self.covariances_.assign(scale.to(self.location.device))
-        return self
-
-    def _flat(self, name: str, x: Tensor) -> Tensor:
-        self._check_shape(name, x)
-        return x.flatten(1).double()
-
-    def _check_shape(self, name: str, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or x.ndim == 0 or tuple(x.shape[1:]) != self.shape:
-            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(
-                f"LightBridge: {name} must be (B, {', '.join(map(str, self.shape))}), got {got}"
-            )
-
-    @staticmethod
-    def _time(t: Tensor | float, x: Tensor) -> Tensor:
-        """Times in float64: ``()`` where all rows have the same, which costs far less, or ``(B,)``."""
-        t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
-        rows = path_time(t, x[..., :0].double())
-        if t.ndim == 0:
-            return t
-        same = t.device.type == "cpu" and len(t) > 0 and t.stride() == (0,) or bool((t == t[0]).all())
-        return rows[0] if same else rows
-
-    @staticmethod
-    def _unconditional(cond: Tensor | None) -> None:
-        if cond is not None:
-            raise ValueError(
-                "LightBridge knows no conditions: fit one bridge for each, or leave cond out"
-            )

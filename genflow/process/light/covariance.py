@@ -1,10 +1,11 @@
 r"""Covariances of the potentials of a light bridge, as functions of their eigenvalues.
 
-All that a light bridge computes is made of :math:`f(S_k)` for scalar functions :math:`f`: quadratic forms, products
-with a vector, determinants. A family knows how to apply them without forming a matrix where it can.
+All that a light bridge computes is made of :math:`f(S_k)` for scalar functions :math:`f`: quadratic
+forms, products with a vector, determinants. A family knows how to apply them without forming a matrix
+where it can.
 
-Shapes: ``x (B, D)``, ``r (K, D)``, weights ``w (B, K)``; ``f`` holds the function's values at the ``R`` eigenvalues of each
-component, ``(K, R)`` where it is the same for all rows, or ``(B, K, R)``.
+Shapes: ``x (B, D)``, ``r (K, D)``, weights ``w (B, K)``; ``f`` holds the function's values at the ``R``
+eigenvalues of each component, ``(K, R)`` where it is the same for all rows, or ``(B, K, R)``.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Spectrum(ABC):
 
 
 class Axes(Spectrum):
-    """The axes are the eigenvectors; one value for all of them (``R = 1``), or one for each (``R = D``)."""
+    """The axes are the eigenvectors; one value for all (``R = 1``), or one for each (``R = D``)."""
 
     def __init__(self, values: Tensor, dim: int) -> None:
         self.values, self.dim = values, dim
@@ -219,8 +220,8 @@ class Covariance(nn.Module):
 
     @torch.no_grad()
     def assign(self, scale: Tensor) -> None:
-        """Take ``S``: ``(K, D)`` diagonal, ``(K,)`` isotropic, ``(K, D, D)`` full or of low rank; a matrix
-        is projected on the family."""
+        """Take ``S``: ``(K, D)`` diagonal, ``(K,)`` isotropic, ``(K, D, D)`` full or of low rank; a
+        matrix is projected on the family."""
         if not self.rank:
             self.log_values.copy_(scale.reshape(self.log_values.shape).log())
             return

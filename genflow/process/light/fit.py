@@ -6,33 +6,31 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from genflow.checks import between, count, non_negative, one_of, positive
-from genflow.process.light.fixed_point import Look, iterate
-from genflow.process.light.history import Choice, Entry, History
+from genflow.process.light.fixed_point import iterate
+from genflow.process.light.history import Entry, History
 from genflow.process.light.polish import adam, lbfgs
-from genflow.process.light.rows import Rows, gather
+from genflow.process.light.rows import Rows
 from genflow.process.light.start import warm_start
 from genflow.process.light.state import Sides, State
-from genflow.source import Source
 
 if TYPE_CHECKING:
     from genflow.process.light.bridge import LightBridge
 
-CANDIDATES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
-"""Numbers of components that ``"auto"`` tries, in this order."""
 FLOOR = 1e-8
 """Least variance of a component within the bridge, relative to that of the data."""
 SMALL, WARM = 0.05, 0.25
 """An epsilon below the first part of the data's variance is annealed, from the second part on."""
-WARMING = 4
-"""Fixed-point iterations at each epsilon of an annealing."""
+WARMING, WARM_ROWS, WARM_EACH = 4, 2000, 20
+"""Fixed-point iterations at each epsilon of an annealing, the rows that they see, and at least so many for
+each component."""
 LOOKS = 20
 """Looks at the full objective that a polish takes."""
 PATIENCE = 4
@@ -69,100 +67,83 @@ class Settings:
 
 
 class Fit:
-    """One fit: its data, its clock and its trace."""
+    """One fit of a fixed number of components: its data, its clock and its trace.
+
+    Args:
+        bridge: what is fitted, in place.
+        start, stop: rows of both sides.
+        settings: how.
+        generator: where all draws come from.
+        progress: show a progress bar.
+        callback: called with the bridge and the number of the look after each look.
+    """
 
     def __init__(
         self,
         bridge: LightBridge,
-        x0: Tensor | Source,
-        x1: Tensor | Source,
+        start: Rows,
+        stop: Rows,
         settings: Settings,
         generator: torch.Generator | None,
         progress: bool = False,
         callback: Callable[[LightBridge, int], None] | None = None,
     ) -> None:
         self.bridge, self.settings, self.generator = bridge, settings, generator
+        self.start, self.stop = start, stop
         self.progress, self.callback = progress, callback
-        self.history = History()
+        self.history, self.sides = History(), self._sides(bridge.epsilon)
         self._spent, self._since = 0.0, time.process_time()
-        options = bridge.shape, bridge.location.device, settings.pilot, settings.held_out, generator
-        self.start, self.stop = gather("x0", x0, *options), gather("x1", x1, *options)
-        self._check_spread()
-        self.sides = self._sides(bridge.epsilon)
 
     def run(self) -> History:
-        """Fit the bridge in place."""
-        if self.bridge.components == "auto":
-            self._choose()
-        self._check_components(self.bridge.components)
-        self._fit(self.bridge, self.history)
-        self.bridge.anchor_flat(self.start.pilot)
-        return self.history
+        """Fit, and say whether it had converged.
 
-    def _sides(self, epsilon: float) -> Sides:
+        Raises:
+            FloatingPointError: if the objective is not finite.
+        """
+        history, options = self.history, self.settings
+        self._work = copy.deepcopy(self.bridge).double().requires_grad_(True)
+        self._bar = self._progress_bar()
+        state = self._begin()
+        self._look("warm start", 0, state)
+        state, history.converged = iterate(
+            self._annealed(state), self.sides, options.iterations, options.tolerance,
+            lambda seen, step: self._look("fixed point", None, seen.state, step, seen.objective),
+        )  # fmt: skip
+        self._work.assign(*state)
+        if options.polish is not None:
+            self._polish(self._work, history)
+        self.bridge.assign(*self._work.numbers())
+        self._bar.close()
+        self._judge(history)
+        return history
+
+    def _sides(self, epsilon: float, rows: int | None = None) -> Sides:
         bridge, x1 = self.bridge, self.stop.pilot
         floor = FLOOR * float(x1.var(0).mean()) / epsilon
-        return Sides(self.start.pilot, x1, epsilon, bridge.covariance, bridge.rank, floor)
+        sides = self.start.pilot[:rows], x1[:rows]
+        return Sides(*sides, epsilon, bridge.covariance, bridge.rank, floor)
 
-    def _check_spread(self) -> None:
-        spread = self.stop.pilot.std(0)
-        still = spread <= 1e-12 * self.stop.pilot.abs().amax(0).clamp_min(1e-300)
-        alone = self.bridge.covariance in ("diagonal", "full")
-        if bool(still.all()) or (alone and bool(still.any())):
-            names = ", ".join(map(str, still.nonzero()[:5, 0].tolist()))
-            raise ValueError(
-                f"LightBridge.fit: coordinate {names} of x1 is constant, which no component of positive width "
-                "can follow: leave it out, add a little noise, or take covariance='isotropic'"
-            )
-
-    def _check_components(self, components: int) -> None:
-        if components > len(self.stop.pilot):
-            raise ValueError(
-                f"LightBridge.fit: {components} components need at least as many rows of x1, but there are "
-                f"{len(self.stop.pilot)}; take fewer components"
-            )
-
-    def _fit(self, bridge: LightBridge, history: History) -> None:
-        """All stages on one bridge of a fixed number of components."""
-        work = copy.deepcopy(bridge).double()
-        bar = self._bar(bridge.components)
-        look = self._looker(work, bridge, history, bar)
-        state = self._begin(work)
-        work.assign(*state)
-        look("warm start", 0, 1.0)
-        state = self._annealed(state, look)
-        state, converged = iterate(
-            state, self.sides, self.settings.iterations, self.settings.tolerance,
-            lambda seen, step: look("fixed point", None, step, seen.state, seen.objective),
-        )  # fmt: skip
-        work.assign(*state)
-        history.converged = converged
-        if self.settings.polish is not None:
-            self._polish(work, history, look)
-        bridge.assign(*work.numbers())
-        bar.close()
-        self._judge(history)
-
-    def _begin(self, work: LightBridge) -> State:
+    def _begin(self) -> State:
         if not self.settings.restart:
-            return State(*work.numbers())
-        return warm_start(self.sides, work.components, self.generator)
+            return State(*self._work.numbers())
+        return warm_start(self.sides, self.bridge.components, self.generator)
 
-    def _annealed(self, state: State, look: Callable[..., None]) -> State:
-        """A few iterations at each of a falling sequence of epsilons, halved from ``anneal``. The weights of
-        the potential are kept in units of epsilon, which is what they tend to."""
+    def _annealed(self, state: State) -> State:
+        """A few iterations at each of a falling sequence of epsilons, halved from ``anneal``, on some of the
+        rows. The weights are kept in units of epsilon, which is what they tend to."""
         first, last = self._first(), self.bridge.epsilon
-        if first <= last:
+        if first <= last or not self.settings.restart:
             return state
         halvings = math.ceil(math.log2(first / last))
+        rows = max(WARM_ROWS, WARM_EACH * self.bridge.components)
         # the warm start is that of the first epsilon
-        sides = self._sides(last * 2**halvings)
+        sides = self._sides(last * 2**halvings, rows)
         state = warm_start(sides, self.bridge.components, self.generator)
         for k in range(halvings, 0, -1):
-            sides = self._sides(last * 2**k)
+            sides = self._sides(last * 2**k, rows)
             state, _ = iterate(state, sides, WARMING, self.settings.tolerance, lambda *_: None)
             state = state._replace(log_weight=2 * (state.log_weight - state.log_weight.max()))
-            look("annealing", halvings - k + 1, 1.0, state)
+            self._look("annealing", halvings - k + 1, state)
         return state
 
     def _first(self) -> float:
@@ -172,7 +153,7 @@ class Fit:
         spread = float(self.stop.pilot.var(0).mean())
         return WARM * spread if self.bridge.epsilon < SMALL * spread else 0.0
 
-    def _polish(self, work: LightBridge, history: History, look: Callable[..., None]) -> None:
+    def _polish(self, work: LightBridge, history: History) -> None:
         options, start = self.settings, work.numbers()
         best, least = start, self._judged(history[-1])
         patience, every = 0, max(1, options.steps // LOOKS)
@@ -182,7 +163,7 @@ class Fit:
             if k % every and k != options.steps:
                 return False
             rate = options.rate * (1 + math.cos(math.pi * k / options.steps)) / 2
-            look(options.polish, k, rate if options.polish == "adam" else 1.0)
+            self._look(options.polish, k, step=rate if options.polish == "adam" else 1.0)
             value, patience = self._judged(history[-1]), patience + 1
             if value < least:
                 best, least, patience = work.numbers(), value, 0
@@ -212,36 +193,34 @@ class Fit:
         self._resume()
         return rows
 
-    def _looker(
-        self, work: LightBridge, bridge: LightBridge, history: History, bar: object
-    ) -> Callable[..., None]:
-        def look(
-            stage: str,
-            iteration: int | None,
-            step: float,
-            state: State | None = None,
-            objective: float | None = None,
-        ) -> None:
-            self._pause()
-            if state is not None:
-                work.assign(*state)
-            if iteration is None:
-                iteration = 1 + sum(entry.stage == stage for entry in history)
-            if objective is None:
-                objective = float(work.objective_of(self.sides.x0, self.sides.x1))
-            held = None
-            if self.start.held_out is not None or self.stop.held_out is not None:
-                held = float(work.objective_of(self.start.watched, self.stop.watched))
-            history.entries.append(Entry(stage, iteration, objective, held, step, self._spent))
-            bar.set_description(stage)
-            bar.set_postfix_str(f"objective {objective:.5g}", refresh=False)
-            bar.update(max(0, (len(history) - 1) - bar.n) if bar.total else 0)
-            if self.callback is not None:
-                bridge.assign(*work.numbers())
-                self.callback(bridge, len(history) - 1)
-            self._resume()
-
-        return look
+    def _look(
+        self,
+        stage: str,
+        iteration: int | None,
+        state: State | None = None,
+        step: float = 1.0,
+        objective: float | None = None,
+    ) -> None:
+        """Note where the fit stands; not on its clock."""
+        self._pause()
+        work, history = self._work, self.history
+        if state is not None:
+            work.assign(*state)
+        if iteration is None:
+            iteration = 1 + sum(entry.stage == stage for entry in history)
+        if objective is None:
+            objective = float(work.objective_of(self.sides.x0, self.sides.x1))
+        held = None
+        if self.start.held_out is not None or self.stop.held_out is not None:
+            held = float(work.objective_of(self.start.watched, self.stop.watched))
+        history.entries.append(Entry(stage, iteration, objective, held, step, self._spent))
+        self._bar.set_description(stage, refresh=False)
+        self._bar.set_postfix_str(f"objective {objective:.5g}", refresh=False)
+        self._bar.update()
+        if self.callback is not None:
+            self.bridge.assign(*work.numbers())
+            self.callback(self.bridge, len(history) - 1)
+        self._resume()
 
     def _pause(self) -> None:
         self._spent += time.process_time() - self._since
@@ -249,74 +228,21 @@ class Fit:
     def _resume(self) -> None:
         self._since = time.process_time()
 
-    def _bar(self, components: int) -> object:
+    def _progress_bar(self) -> Any:
         from tqdm.auto import tqdm
 
-        polish = 0 if self.settings.polish is None else LOOKS
-        total = self.settings.iterations + polish
-        return tqdm(total=total, desc="fitting", unit="look", disable=not self.progress, leave=False)
+        return tqdm(desc="fitting", unit="look", disable=not self.progress, leave=False)
 
     def _judge(self, history: History) -> None:
         if not all(math.isfinite(entry.objective) for entry in history.entries[-1:]):
             raise FloatingPointError(
-                f"LightBridge.fit: the objective is not finite; it ran {history.trace()}: check the scale of the "
-                "data against epsilon, or take a smaller rate"
+                f"LightBridge.fit: the objective is not finite; it ran {history.trace()}: check the scale "
+                "of the data against epsilon, or take a smaller rate"
             )
         if not history.converged:
             warnings.warn(
                 f"LightBridge.fit had not converged after {len(history) - 1} looks: the objective ran "
                 f"{history.trace()}; give it more iterations or steps",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=5,  # the line that called fit
             )
-
-    def _choose(self) -> None:
-        """The number of components by held-out objective: more are tried until they no longer help."""
-        bridge, settings = self.bridge, self.settings
-        trial = Settings(**{**settings.__dict__, "held_out": 0.0, "steps": max(1, settings.steps // 2)})
-        inner, outer = self._split()
-        for components in CANDIDATES:
-            if components > len(inner.stop.pilot) // 5:
-                break
-            tried = copy.deepcopy(bridge)
-            tried.components = components
-            tried._resize(components)
-            one = copy.copy(self)
-            one.bridge, one.settings, one.callback = tried, trial, None
-            one.start, one.stop, one.history = inner.start, inner.stop, History()
-            one.sides = one._sides(bridge.epsilon)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)
-                one._fit(tried, one.history)
-            self.history.choices.append(_score(tried, one.history, *outer))
-            if _worse(self.history.choices):
-                break
-        best = min(self.history.choices, key=lambda choice: choice.held_out)
-        bridge.components = best.components
-        bridge._resize(best.components)
-
-    def _split(self) -> tuple[Fit, tuple[Tensor, Tensor]]:
-        """A fifth of the rows are held out, unless some are already."""
-        inner = copy.copy(self)
-        if self.start.held_out is not None and self.stop.held_out is not None:
-            return inner, (self.start.held_out, self.stop.held_out)
-        parts = []
-        for side in (self.start, self.stop):
-            order = torch.randperm(len(side.pilot), generator=self.generator)
-            held = order[: max(1, len(order) // 5)]
-            parts.append((Rows(side.pilot[order[len(held) :]], side.law), side.pilot[held]))
-        inner.start, inner.stop = parts[0][0], parts[1][0]
-        return inner, (parts[0][1], parts[1][1])
-
-
-def _score(bridge: LightBridge, history: History, x0: Tensor, x1: Tensor) -> Choice:
-    with torch.no_grad():
-        c, v = bridge.potential.log_normaliser(x0), bridge.potential.log_potential(x1)
-    error = float((c.var() / len(c) + v.var() / len(v)).sqrt())
-    return Choice(bridge.components, history[-1].objective, float(c.mean() - v.mean()), error)
-
-
-def _worse(choices: Sequence[Choice]) -> bool:
-    """Whether the last two numbers of components were both worse than the best."""
-    best = min(choice.held_out for choice in choices)
-    return len(choices) > 2 and all(choice.held_out > best for choice in choices[-2:])

@@ -12,8 +12,8 @@ class Entry(NamedTuple):
     Attributes:
         stage: ``"warm start"``, ``"annealing"``, ``"fixed point"``, ``"adam"`` or ``"lbfgs"``.
         iteration: within the stage.
-        objective: on the training rows (of a law those of the pilot, which the fixed point fits too well).
-        held_out: on held-out rows, and fresh ones of a law; ``None`` where there are neither.
+        objective: on the training rows (of a law those of the pilot, which the fixed point fits too
+        well). held_out: on held-out rows, and fresh ones of a law; ``None`` where there are neither.
         step: part of the fixed-point step that was taken, or Adam's rate.
         seconds: of CPU since the fit began, looks such as this one left out.
     """
@@ -32,7 +32,7 @@ class Choice(NamedTuple):
     Attributes:
         components: how many.
         objective, held_out: on training and held-out rows.
-        error: standard error of ``held_out``.
+        error: standard error of the difference of ``held_out`` to the best choice's, 0 for that itself.
     """
 
     components: int

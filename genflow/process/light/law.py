@@ -27,14 +27,15 @@ CHUNK = 1 << 22
 class Transition(Distribution):
     r"""Law of :math:`X_t` given :math:`X_s = x`, a mixture of ``K`` Gaussians for each row:
 
-    .. math:: \sum_k w_k(s, x)\,\mathcal N\big(x + (t-s)\,u_k(s, x),\ \varepsilon(t-s)\,Q_k(t)Q_k(s)^{-1}\big),
+    .. math:: \sum_k w_k(s, x)\,
+              \mathcal N\big(x + (t-s)\,u_k(s, x),\ \varepsilon(t-s)\,Q_k(t)Q_k(s)^{-1}\big),
 
     with the weights and fields of the drift :math:`\sum_k w_k u_k` and
     :math:`Q_k(t) = (1-t)I + tS_k`. From ``s = 0`` to ``t = 1`` this is the plan
     :math:`\pi(x_1|x_0)` (Korotin, Gushchin & Burnaev 2024).
 
-    ``batch_shape`` is ``(B,)`` and ``event_shape`` that of ``x``; sampling draws the component first, then
-    one normal. :meth:`mixture` gives the same law by torch's own classes, as Pyro models take it.
+    ``batch_shape`` is ``(B,)`` and ``event_shape`` that of ``x``; sampling draws the component first,
+    then one normal. :meth:`mixture` gives the same law by torch's own classes, as Pyro models take it.
 
     Args:
         potential: of the bridge.
@@ -97,8 +98,8 @@ class Transition(Distribution):
         return x.reshape(*shape, *self.x.shape)
 
     def mixture(self) -> MixtureSameFamily:
-        """The law of the flattened event as a ``MixtureSameFamily`` of ``MultivariateNormal``, in float64.
-        It holds ``B K d^2`` numbers."""
+        """The law of the flattened event as a ``MixtureSameFamily`` of ``MultivariateNormal``, in
+        float64. It holds ``B K d^2`` numbers."""
         covariance = self.potential.spectrum.matrix(self._variances).expand(len(self._flat), -1, -1, -1)
         means = self._flat[:, None] + self._gap[:, None, None] * self._fields()
         return MixtureSameFamily(Categorical(logits=self.logits), MultivariateNormal(means, covariance))

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from genflow.process.light.covariance import Axes
-
 if TYPE_CHECKING:
     from genflow.process.light.bridge import LightBridge
 
 Draw = Callable[[], tuple[Tensor, Tensor]]
 """Fresh rows of both sides, ``(B, D)`` each, float64."""
 MOMENTUM, MEMORY = 0.9, 0.99
-"""Of Adam's first and second moments; the second is short, since shares of small components come in bursts."""
+"""Of Adam's first and second moments; the second is short: shares of small components come in bursts."""
 
 
 def slope(bridge: LightBridge, x0: Tensor, x1: Tensor) -> float:

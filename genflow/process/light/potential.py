@@ -9,8 +9,8 @@ a constant,
 .. math:: \log\varphi_t(x) = \mathrm{LSE}_k\Big[\log\alpha_k - \tfrac12\log|Q_k| + \tfrac1{2\varepsilon}
           \big(x^\top(S_k-I)Q_k^{-1}x + 2r_k^\top Q_k^{-1}x - t\,r_k^\top Q_k^{-1}r_k\big)\Big],
 
-and the drift :math:`\varepsilon\nabla\log\varphi_t = \sum_kw_kQ_k^{-1}[(S_k-I)x + r_k]` with the softmax
-:math:`w` of the bracket: nothing divides by :math:`1-t`, so both hold on all of [0, 1].
+and the drift :math:`\varepsilon\nabla\log\varphi_t = \sum_kw_kQ_k^{-1}[(S_k-I)x + r_k]` with the
+softmax :math:`w` of the bracket: nothing divides by :math:`1-t`, so both hold on all of [0, 1].
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class Potential:
 
     def quick_drift(self, t: Tensor, x: Tensor) -> Tensor:
         """:meth:`drift` at one time for all rows, along the axes and without gradients, for ``x`` of any
-        dtype: one product for the logits in float64, one for what they weigh in the dtype of ``x``. Blocks of
-        rows stay in the cache."""
+        dtype: logits are formed in float64, and weigh in the dtype of ``x``. Blocks of rows stay in the
+        cache."""
         slope, pull = self.coefficients(t)
         r, wide = self.location, 1 / (2 * self.epsilon)
         own = (

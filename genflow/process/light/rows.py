@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genflow.source import Source
-from genflow.tensors import draw_device
+from genflow.tensors import draw_device, randperm
 
 
 @dataclass
@@ -18,8 +18,8 @@ class Rows:
     Attributes:
         pilot: the rows that full-batch steps see.
         law: where fresh rows come from; ``None``: the pilot's own.
-        held_out: rows that are only looked at: of a table those kept out, of a law as many fresh ones as
-            the pilot has; ``None`` for a table of which none are kept out.
+        held_out: rows that are only looked at: of a table those kept out, of a law as many fresh ones
+            as the pilot has; ``None`` for a table of which none are kept out.
     """
 
     pilot: Tensor
@@ -73,9 +73,7 @@ def gather(
         return Rows(rows[:pilot], law, rows[pilot:])
     if share == 0:
         return Rows(rows)
-    order = torch.randperm(
-        len(rows), generator=generator, device=draw_device(generator, rows.device)
-    ).to(rows.device)
+    order = randperm(len(rows), rows.device, generator)
     held = max(1, round(share * len(rows)))
     return Rows(rows[order[held:]], None, rows[order[:held]])
 
@@ -90,7 +88,8 @@ def check_rows(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(
-            f"LightBridge.fit: {name} must be a floating-point tensor (N, *dims) or a Source, got {kind}"
+            f"LightBridge.fit: {name} must be a floating-point tensor (N, *dims) or a Source, got "
+            f"{kind}"
         )
     if tuple(x.shape[1:]) != shape or len(x) < 2:
         dims = ", ".join(map(str, shape))
@@ -105,3 +104,19 @@ def check_rows(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"{bad}; remove or fill such rows"
         )
     return x
+
+
+def check_spread(x1: Tensor, covariance: str) -> None:
+    """Refuse data without any width in a direction that the covariances follow.
+
+    Raises:
+        ValueError: naming the coordinates.
+    """
+    still = x1.std(0) <= 1e-12 * x1.abs().amax(0).clamp_min(1e-300)
+    alone = covariance in ("diagonal", "full")
+    if bool(still.all()) or (alone and bool(still.any())):
+        names = ", ".join(map(str, still.nonzero()[:5, 0].tolist()))
+        raise ValueError(
+            f"LightBridge.fit: coordinate {names} of x1 is constant, which no component of positive "
+            "width can follow: leave it out, add a little noise, or take covariance='isotropic'"
+        )

@@ -44,7 +44,8 @@ class Sides:
 
 
 class State(NamedTuple):
-    r""":math:`\log\alpha\ (K,)`, :math:`r\ (K, D)`, and :math:`S`: ``(K, D)``, ``(K, 1)`` or ``(K, D, D)``."""
+    r""":math:`\log\alpha\ (K,)`, :math:`r\ (K, D)`, and :math:`S`, ``(K, D)``, ``(K, 1)`` or
+    ``(K, D, D)``."""
 
     log_weight: Tensor
     location: Tensor
@@ -74,8 +75,8 @@ def shares(logits: Tensor) -> Tensor:
 
 
 def moments(x: Tensor, weights: Tensor, sides: Sides) -> tuple[Tensor, Tensor, Tensor]:
-    """Mass ``(K,)``, mean ``(K, D)`` and variances of rows ``x (N, D)`` under ``weights (N, K)``: ``(K, D)``,
-    their mean ``(K, 1)`` for isotropic, or matrices ``(K, D, D)``."""
+    """Mass ``(K,)``, mean ``(K, D)`` and variances of rows ``x (N, D)`` under ``weights (N, K)``:
+    ``(K, D)``, their mean ``(K, 1)`` for isotropic, or matrices ``(K, D, D)``."""
     mass = weights.mean(0)
     part = weights / (len(x) * mass.clamp_min(TINY))
     mean = part.mT @ x
