@@ -44,8 +44,8 @@ class Anchored:
         self.anchors = x0[:MOST].detach().to(self.location).clone()
 
     def score(self, t: Tensor | float, x: Tensor, x0: Tensor | None = None) -> Tensor:
-        r"""Score :math:`\nabla\log p_t(x)`, ``(B, *d)``, of paths from the anchors; from ``x0 (B, *d)``,
-        each row's own, if given. Times below 0.001 count as 0.001."""
+        r"""Score :math:`\nabla\log p_t(x)`, ``(B, *d)``, of paths from the anchors; or from ``x0``, one
+        start a row. Times below 0.001 count as 0.001."""
         t = self._time(t, x).clamp_min(EARLY)
         drift = self.drift(t, x)
         if x0 is None:

@@ -29,8 +29,8 @@ FLOOR = 1e-8
 SMALL, WARM = 0.05, 0.25
 """An epsilon below the first part of the data's variance is annealed, from the second part on."""
 WARMING, WARM_ROWS, WARM_EACH = 4, 2000, 20
-"""Fixed-point iterations at each epsilon of an annealing, the rows that they see, and at least so many for
-each component."""
+"""Fixed-point iterations at each epsilon of an annealing, the rows that they see, and at least so many
+for each component."""
 LOOKS = 20
 """Looks at the full objective that a polish takes."""
 PATIENCE = 4
@@ -129,8 +129,8 @@ class Fit:
         return warm_start(self.sides, self.bridge.components, self.generator)
 
     def _annealed(self, state: State) -> State:
-        """A few iterations at each of a falling sequence of epsilons, halved from ``anneal``, on some of the
-        rows. The weights are kept in units of epsilon, which is what they tend to."""
+        """A few iterations at each of a falling sequence of epsilons, halved from ``anneal``, on some of
+        the rows. The weights are kept in units of epsilon, which is what they tend to."""
         first, last = self._first(), self.bridge.epsilon
         if first <= last or not self.settings.restart:
             return state
@@ -236,8 +236,8 @@ class Fit:
     def _judge(self, history: History) -> None:
         if not all(math.isfinite(entry.objective) for entry in history.entries[-1:]):
             raise FloatingPointError(
-                f"LightBridge.fit: the objective is not finite; it ran {history.trace()}: check the scale "
-                "of the data against epsilon, or take a smaller rate"
+                f"LightBridge.fit: the objective is not finite; it ran {history.trace()}: check the "
+                "scale of the data against epsilon, or take a smaller rate"
             )
         if not history.converged:
             warnings.warn(

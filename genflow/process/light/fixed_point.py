@@ -43,8 +43,8 @@ def update(look: Look, sides: Sides) -> State:
 
 
 def revive(look: Look, sides: Sides) -> State | None:
-    """Components that hold less than one row become halves of those that hold most; ``None`` where there
-    are none."""
+    """Components that hold less than one row become halves of those that hold most; ``None`` where
+    there are none."""
     mass = look.stop.mean(0)
     dead = (mass * len(sides.x1) < 1).nonzero()[:, 0].tolist()
     if not dead:

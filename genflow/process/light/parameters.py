@@ -47,14 +47,14 @@ class Parametrised(Process):
         if covariance != "low_rank":
             if rank is not None:
                 raise ValueError(
-                    f"LightBridge(covariance={covariance!r}, rank={rank!r}): rank belongs to 'low_rank' "
-                    "alone"
+                    f"LightBridge(covariance={covariance!r}, rank={rank!r}): rank belongs to "
+                    "'low_rank' alone"
                 )
             return
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank < size:
             raise ValueError(
-                f"LightBridge(covariance='low_rank', rank={rank!r}): rank must be a whole number from 1 "
-                f"to {size - 1}, the dimension less one"
+                f"LightBridge(covariance='low_rank', rank={rank!r}): rank must be a whole number from "
+                f"1 to {size - 1}, the dimension less one"
             )
 
     def _renew(self, components: int) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Draw = Callable[[], tuple[Tensor, Tensor]]
 """Fresh rows of both sides, ``(B, D)`` each, float64."""
 MOMENTUM, MEMORY = 0.9, 0.99
-"""Of Adam's first and second moments; the second is short: shares of small components come in bursts."""
+"""Of Adam's first and second moments; the second is short, as small components get rows in bursts."""
 
 
 def slope(bridge: LightBridge, x0: Tensor, x1: Tensor) -> float:
@@ -32,25 +32,36 @@ def slope(bridge: LightBridge, x0: Tensor, x1: Tensor) -> float:
             value = bridge.objective_of(x0, x1)
         value.backward()
         return float(value.detach())
-    potential, epsilon = bridge.potential, bridge.epsilon
-    zero, one = x0.new_zeros(()), x0.new_ones(())
-    start, stop = potential.logits(zero, x0), potential.logits(one, x1)
-    c, v = start.logsumexp(-1, keepdim=True), stop.logsumexp(-1, keepdim=True)
-    w, rho = (start - c).exp_().mT / len(x0), (stop - v).exp_().mT / len(x1)
-    r, scale = potential.location, potential.spectrum.values
-    mass = rho.sum(1)
-    weighted, pull = rho @ x1, mass[:, None] * r
-    square = rho @ x1.square() - 2 * r * weighted + pull * r
-    by_weight = w.sum(1) - mass
-    by_location = (w @ x0 - (weighted - pull) / scale) / epsilon
-    by_scale = (scale * (w @ x0.square()) - square / scale) / (2 * epsilon) + mass[:, None] / 2
+    r, wide = bridge.location.double(), 1 / (2 * bridge.epsilon)
+    scale = bridge.covariances_.log_values.double().exp()
+    s = scale.expand_as(r)
+    weight, narrow = bridge.log_weight.double(), 1 / s
+    own = weight - (s.log().sum(1) + (wide * 2) * (r * r * narrow).sum(1)) / 2
+    c, mass0, first0, second0 = _share(x0, weight, s * wide, r * (2 * wide))
+    v, mass1, first1, second1 = _share(x1, own, -wide * narrow, (2 * wide) * r * narrow)
+    pull = mass1[:, None] * r
+    by_location = (2 * wide) * (first0 - (first1 - pull) * narrow)
+    square = second1 - 2 * r * first1 + pull * r
+    by_scale = wide * (s * second0 - square * narrow) + mass1[:, None] / 2
     if scale.shape[1] == 1:
         by_scale = by_scale.sum(1, keepdim=True)
-    for p, grad in zip(parts, (by_weight, by_location, by_scale)):
+    for p, grad in zip(parts, (mass0 - mass1, by_location, by_scale)):
         p.grad = grad.to(p)
-    shift = x0.square().sum(-1).mean() + x1.square().sum(-1).mean()
-    norm = x1.shape[1] * math.log(2 * math.pi * epsilon) / 2
-    return float(c.mean() - v.mean() + shift / (2 * epsilon) + norm)
+    return float(c - v) + x1.shape[1] * math.log(math.pi / wide) / 2
+
+
+def _share(x: Tensor, own: Tensor, square: Tensor, linear: Tensor) -> tuple[Tensor, ...]:
+    """Mean log-sum-exp of ``own_k + square_k x^2 + linear_k x``, and the mass, first and second moments of
+    the shares of the components in rows ``x (B, D)``."""
+    both = torch.cat([x * x, x], 1)
+    share = torch.addmm(own, both, torch.cat([square, linear], 1).mT)
+    most = share.amax(1, keepdim=True)
+    share = share.sub_(most).exp_()
+    total = share.sum(1, keepdim=True)
+    value = (most + total.log()).mean()
+    share = share.div_(total * len(x))
+    moments = share.mT @ both
+    return value, share.sum(0), moments[:, x.shape[1] :], moments[:, : x.shape[1]]
 
 
 def adam(
