@@ -13,7 +13,7 @@ from toy_training import trainer
 import genflow
 from genflow.coupling import ExactOT, Independent
 from genflow.data import Simulated
-from genflow.interpolant import BrownianBridge
+from genflow.interpolant import BrownianBridge, Linear
 from genflow.loss import LightBridgeKL, Matching
 from genflow.model import Generator
 from genflow.network import MLP
@@ -184,3 +184,19 @@ def test_a_run_reports_the_objective_of_held_out_data(tmp_path, name):
     assert abs(numbers["test_objective"] - torch.tensor(known).mean()) < 4 * spread
     assert "field_drift_rms" not in numbers, "a light bridge does not aim at the field of the pairs"
     assert (numbers["nfe"], numbers["ess"] if name == "lightm_gmm" else 1) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "interpolant, target",
+    [
+        (BrownianBridge(1.0), Velocity()),
+        (BrownianBridge(1.0), Drift(0.5)),
+        (BrownianBridge(0.5), Drift(1.0)),
+        (Linear(), Drift(1.0)),
+    ],
+    ids=["velocity", "sigma", "width", "path"],
+)
+def test_bridge_matching_refuses_what_would_teach_another_bridge(interpolant, target):
+    Matching(BrownianBridge(1.0), target=Drift(1.0)).check(bridge(epsilon=1.0))
+    with pytest.raises(ValueError, match="LightBridge of epsilon=1 is matched with BrownianBridge"):
+        Matching(interpolant, target=target).check(bridge(epsilon=1.0))

@@ -27,10 +27,9 @@ from genflow.coupling import (
 from genflow.coupling.sides import Conditions, side_conditions
 from genflow.diagnostics import TiltReport, tilt_report
 from genflow.interpolant import Interpolant, Linear, PathSample
-from genflow.interpolant.base import same_path
 from genflow.loss.base import Learner, Loss
-from genflow.process import SDE, Process, StochasticInterpolant
-from genflow.target import Denoised, Drift, Noise, Rate, Score, Target, Velocity
+from genflow.loss.learners import check_learner
+from genflow.target import Target, Velocity
 from genflow.tensors import check_marginals, expand
 from genflow.time import Time, Uniform
 
@@ -126,40 +125,7 @@ class Matching(Loss):
         non_negative(self, **{f"field_weights.{name}": weight for name, weight in weights.items()})
 
     def check(self, learner: Learner) -> None:
-        own = getattr(learner, "interpolant", None)
-        if isinstance(learner, Process) and own is not None and not same_path(own, self.interpolant):
-            raise ValueError(
-                f"the process samples {own}, but the loss trains {self.interpolant}; give both the "
-                "same interpolant"
-            )
-        if isinstance(learner, StochasticInterpolant):
-            self._check_fields()
-        if not isinstance(learner, SDE) or self._fits(learner.sigma):
-            return
-        want = "target=velocity" if learner.sigma == 0 else f"target=drift with sigma={learner.sigma}"
-        raise ValueError(
-            f"an SDE(sigma={learner.sigma}) is sampled by its drift, which target {self.target} on "
-            f"{self.interpolant} does not learn: use {want}, or another sigma of the process"
-        )
-
-    def _check_fields(self) -> None:
-        """A process reads its fields by name."""
-        kinds = {"velocity": Velocity, "rate": Rate, "noise": Noise}
-        kinds |= {"score": Score, "denoised": Denoised}
-        named = isinstance(self.target, Mapping)
-        if not named or any(type(v) is not kinds.get(k) for k, v in self.target.items()):
-            raise ValueError(
-                f"a StochasticInterpolant learns fields by name, got target {self.target}; use "
-                "target=velocity_noise, or a dict such as {'velocity': Velocity(), 'noise': Noise()}"
-            )
-
-    def _fits(self, sigma: float) -> bool:
-        if isinstance(self.target, Drift):
-            return self.target.sigma == sigma
-        if isinstance(self.target, Rate):  # without width it is the velocity
-            return sigma == 0 and not getattr(self.interpolant, "stochastic", True)
-        known = isinstance(self.target, (Denoised, Noise, Score, Mapping))
-        return not known and (sigma == 0 or not isinstance(self.target, Velocity))
+        check_learner(learner, self.interpolant, self.target)
 
     def prepare(
         self,

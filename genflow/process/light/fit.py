@@ -129,8 +129,8 @@ class Fit:
         return warm_start(self.sides, self.bridge.components, self.generator)
 
     def _annealed(self, state: State) -> State:
-        """A few iterations at each of a falling sequence of epsilons, halved from ``anneal``, on some of
-        the rows. The weights are kept in units of epsilon, which is what they tend to."""
+        """A few iterations at each of a falling sequence of epsilons, halved from ``anneal``, on some
+        of the rows. The weights are kept in units of epsilon, which is what they tend to."""
         first, last = self._first(), self.bridge.epsilon
         if first <= last or not self.settings.restart:
             return state

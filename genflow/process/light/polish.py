@@ -51,8 +51,8 @@ def slope(bridge: LightBridge, x0: Tensor, x1: Tensor) -> float:
 
 
 def _share(x: Tensor, own: Tensor, square: Tensor, linear: Tensor) -> tuple[Tensor, ...]:
-    """Mean log-sum-exp of ``own_k + square_k x^2 + linear_k x``, and the mass, first and second moments of
-    the shares of the components in rows ``x (B, D)``."""
+    """Mean log-sum-exp of ``own_k + square_k x^2 + linear_k x``, and the mass, first and second moments
+    of the shares of the components in rows ``x (B, D)``."""
     both = torch.cat([x * x, x], 1)
     share = torch.addmm(own, both, torch.cat([square, linear], 1).mT)
     most = share.amax(1, keepdim=True)

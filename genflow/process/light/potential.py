@@ -89,8 +89,8 @@ class Potential:
         return torch.cat([self._drift(a, b) for a, b in self._chunks(t, x)])
 
     def quick_drift(self, t: Tensor, x: Tensor) -> Tensor:
-        """:meth:`drift` at one time for all rows, along the axes and without gradients: logits are formed
-        in float64, and weigh in the dtype of ``x``. Blocks of rows stay in the cache."""
+        """:meth:`drift` at one time for all rows, along the axes and without gradients: logits are
+        formed in float64, and weigh in the dtype of ``x``. Blocks of rows stay in the cache."""
         slope, pull = self.coefficients(t)
         r, wide = self.location, 1 / (2 * self.epsilon)
         own = (
