@@ -168,7 +168,7 @@ class Fit:
             if value < least:
                 best, least, patience = work.numbers(), value, 0
             # the first half of the decay is too noisy to tell
-            late = 2 * k > options.steps and self.stop.law is None and self.stop.held_out is not None
+            late = 2 * k > options.steps and history[-1].held_out is not None
             history.stopped = late and patience >= PATIENCE
             return history.stopped
 
@@ -208,11 +208,12 @@ class Fit:
             work.assign(*state)
         if iteration is None:
             iteration = 1 + sum(entry.stage == stage for entry in history)
-        if objective is None:
-            objective = float(work.objective_of(self.sides.x0, self.sides.x1))
+        tables = self.start.law is None and self.stop.law is None
+        if objective is None or not tables:
+            objective = float(work.objective_of(self.start.known, self.stop.known))
         held = None
-        if self.start.held_out is not None or self.stop.held_out is not None:
-            held = float(work.objective_of(self.start.watched, self.stop.watched))
+        if tables and self.stop.held_out is not None:
+            held = float(work.objective_of(self.start.held_out, self.stop.held_out))
         history.entries.append(Entry(stage, iteration, objective, held, step, self._spent))
         self._bar.set_description(stage, refresh=False)
         self._bar.set_postfix_str(f"objective {objective:.5g}", refresh=False)

@@ -12,8 +12,8 @@ class Entry(NamedTuple):
     Attributes:
         stage: ``"warm start"``, ``"annealing"``, ``"fixed point"``, ``"adam"`` or ``"lbfgs"``.
         iteration: within the stage.
-        objective: on the training rows (of a law those of the pilot, which the fixed point fits too
-        well). held_out: on held-out rows, and fresh ones of a law; ``None`` where there are neither.
+        objective: on the rows of a table, and on fresh ones of a law.
+        held_out: on held-out rows of tables; ``None`` where there are none.
         step: part of the fixed-point step that was taken, or Adam's rate.
         seconds: of CPU since the fit began, looks such as this one left out.
     """

@@ -11,6 +11,10 @@ from genflow.source import Source
 from genflow.tensors import draw_device, randperm
 
 
+LOOKED_AT = 4096
+"""Fresh rows of a law by which a fit is judged."""
+
+
 @dataclass
 class Rows:
     """One side of a fit: a table ``(N, D)`` in float64, or a law that yields fresh rows.
@@ -18,8 +22,8 @@ class Rows:
     Attributes:
         pilot: the rows that full-batch steps see.
         law: where fresh rows come from; ``None``: the pilot's own.
-        held_out: rows that are only looked at: of a table those kept out, of a law as many fresh ones
-            as the pilot has; ``None`` for a table of which none are kept out.
+        held_out: rows that are only looked at: of a table those kept out, of a law fresh ones; ``None``
+            for a table of which none are kept out.
     """
 
     pilot: Tensor
@@ -27,9 +31,10 @@ class Rows:
     held_out: Tensor | None = None
 
     @property
-    def watched(self) -> Tensor:
-        """Rows by which a fit is judged: the held-out ones where there are some."""
-        return self.pilot if self.held_out is None else self.held_out
+    def known(self) -> Tensor:
+        """Rows whose objective is that of the training: the table's; fresh ones of a law, since the
+        fixed point fits a pilot too well."""
+        return self.pilot if self.law is None else self.held_out
 
     def draw(self, n: int, generator: torch.Generator | None) -> Tensor:
         """``n`` rows: fresh ones of a law; of a table at random, or all where it is no longer."""
@@ -67,7 +72,7 @@ def gather(
     """
     law = x if isinstance(x, Source) else None
     if law is not None:
-        x = law.sample(2 * pilot, generator)
+        x = law.sample(pilot + LOOKED_AT, generator)
     rows = check_rows(name, x, shape).to(device).flatten(1).double()
     if law is not None:
         return Rows(rows[:pilot], law, rows[pilot:])
