@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.entropic_fit import pair_of, rate_of
-from benchmarks.light_record import Stream, Watch, bridge_of, run_ours, run_published
+from benchmarks.entropic_fit import OURS, PUBLISHED, Setting, pair_of, rate_of, trace_of
+from benchmarks.light_record import Stream, Watch, bridge_of, run_published
 from benchmarks.light_rivals import MATCHING_BATCH, SAFE
 from genflow.coupling import Coupling, Independent, Sinkhorn
 from genflow.coupling.sinkhorn import bridge_epsilon
@@ -89,6 +89,7 @@ class Case:
     seed: int
     components: int
     budget: Budget
+    out: Path
 
     @property
     def pair(self):
@@ -107,17 +108,16 @@ def of_bridge(seconds: float, bridge: LightBridge, case: Case) -> Solved:
     return Solved(seconds, lambda x0: bridge.plan(x0).sample(generator=draws), bridge)
 
 
-def by_fit(case: Case) -> Solved:
-    pair = case.pair
-    trace = run_ours(pair.x0, pair.x1, case.dim, case.components, case.epsilon, case.seed)
+def by_trace(case: Case, solver: str) -> Solved:
+    """As the comparison of ``fit`` runs it, or has kept it."""
+    setting = Setting(case.out, case.budget.light, case.components, points=0)
+    trace = trace_of(setting, solver, case.dim, case.epsilon, case.seed)
     return of_bridge(trace.seconds[-1], bridge_of(trace.states[-1], case.epsilon), case)
 
 
-def by_published(case: Case, matching: bool) -> Solved:
-    steps = case.budget.light_matching if matching else case.budget.light
-    sizes = case.dim, case.components, case.epsilon, case.seed, steps, rate_of(case.epsilon)
-    scale = 0.1 if matching else 1.0
-    trace = run_published(case.pair.x0, case.pair.x1, *sizes, scale, matching)
+def by_published_matching(case: Case) -> Solved:
+    sizes = case.dim, case.components, case.epsilon, case.seed, case.budget.light_matching
+    trace = run_published(case.pair.x0, case.pair.x1, *sizes, rate_of(case.epsilon), 0.1, matching=True)
     return of_bridge(trace.seconds[-1], bridge_of(trace.states[-1], case.epsilon), case)
 
 
@@ -170,10 +170,10 @@ def by_network(case: Case, entropic: bool) -> Solved:
 
 
 SOLVERS: dict[str, Callable[[Case], Solved]] = {
-    "LightBridge.fit": by_fit,
+    "LightBridge.fit": partial(by_trace, solver=OURS),
     "LightSB-M on LightBridge": by_light_matching,
-    "published LightSB": partial(by_published, matching=False),
-    "published LightSB-M": partial(by_published, matching=True),
+    "published LightSB": partial(by_trace, solver=PUBLISHED),
+    "published LightSB-M": by_published_matching,
     "SB-CFM, network": partial(by_network, entropic=True),
     "bridge matching, network *": partial(by_network, entropic=False),
 }
@@ -218,7 +218,7 @@ def table_all(
     print(f"K = {components}; {budget.told()}. CPU seconds of one thread, drawing data left out.")
     print(f"Drawn scores: {budget.starts} x {budget.draws} draws, and {budget.samples:,} samples.")
     for key in cells:
-        case = Case(*key, components, budget)
+        case = Case(*key, components, budget, out)
         rows: dict[str, list[str]] = {}
         for name, solve in {"true plan (the floor)": None, **SOLVERS}.items():
             found = _kept(case, name, solve, out, stored, name.startswith(again))

@@ -11,13 +11,14 @@ from torch import Tensor
 from genflow.plot import COLOURS, MOST_POINTS, _frame, _plane, blank
 from genflow.plot_flow import GREY, _hues
 from genflow.process import LightBridge
+from genflow.process.light.choice import chosen
 from genflow.process.light.history import History
 
 STAGES = {
     "warm start": "#444444", "annealing": "#8172b3", "fixed point": "#4c72b0", "adam": "#dd8452",
     "lbfgs": "#dd8452",
 }  # fmt: skip
-MOST_PATHS = 100
+MOST_PATHS = 60
 STEPS = 60
 """Of a drawn path."""
 MASSES = (0.9, 0.5)
@@ -39,7 +40,7 @@ def trace(history: History, title: str = "") -> Any:
     entries, last = list(history), history[-1].stage
     near = [k for k, entry in enumerate(entries) if entry.stage == last]
     near = [*([near[0] - 1] if near[0] else []), *near]
-    figure, axes = _panels([1.0, 1.0] if len(near) < len(entries) else [1.0], 3.2, title)
+    figure, axes = _panels(2 if len(near) < len(entries) else 1, (4.6, 3.2), title)
     for axis in axes:
         axis.plot(history.seconds, history.objective, color="0.7", lw=1, zorder=1)
         for stage in dict.fromkeys(entry.stage for entry in entries):
@@ -55,14 +56,14 @@ def trace(history: History, title: str = "") -> Any:
     axes[0].legend(frameon=False)
     if len(axes) == 2:
         values = [v for k in near for v in (entries[k].objective, entries[k].held_out) if v is not None]
-        _window(axes[1], [entries[k].seconds for k in near], values)
-        axes[1].set_title(f"from near: {last}")
+        seconds = [entries[k].seconds for k in near]
+        axes[1].set(xlim=_padded(seconds), ylim=_padded(values), title=f"from near: {last}")
     return figure
 
 
 def choice(history: History, title: str = "") -> Any:
-    """The held-out objective over the number of components with its standard errors, the chosen number
-    marked, and those around it from near.
+    """The held-out objective over the number of components, the chosen one marked, and those around it
+    from near. Bars are standard errors of the difference to the best.
 
     Args:
         history: of a :class:`~genflow.process.LightBridge` fitted with ``components="auto"``.
@@ -79,9 +80,10 @@ def choice(history: History, title: str = "") -> Any:
         raise ValueError(
             "plot_light.choice: the history holds no choices; fit LightBridge(dim, 'auto', epsilon)"
         )
-    best = min(range(len(tried)), key=lambda k: tried[k].held_out)
-    near = tried[max(0, best - 2) : best + 3]
-    figure, axes = _panels([1.0, 1.0], 3.2, title)
+    found = chosen(tried)
+    middle = [c.components for c in tried].index(found)
+    near = tried[max(0, middle - 2) : middle + 3]
+    figure, axes = _panels(2, (4.6, 3.2), title)
     for axis, shown in zip(axes, (tried, near)):
         components = [c.components for c in shown]
         held, errors = [c.held_out for c in shown], [c.error for c in shown]
@@ -89,7 +91,7 @@ def choice(history: History, title: str = "") -> Any:
         axis.errorbar(components, held, errors, label="held out", **style)
         training = [c.objective for c in shown]
         axis.plot(components, training, marker="o", ms=3, lw=1, color="0.6", label="training rows")
-        axis.axvline(tried[best].components, ls=":", color=COLOURS["data"])
+        axis.axvline(found, ls=":", color=COLOURS["data"])
         axis.set_xscale("log")
         axis.set_xticks(components, [str(c) for c in components])
         axis.minorticks_off()
@@ -97,7 +99,9 @@ def choice(history: History, title: str = "") -> Any:
         axis.grid(alpha=0.3)
     axes[0].set(title="all that were tried", ylabel="objective, nats")
     axes[0].legend(frameon=False)
-    axes[1].set_title(f"from near: {tried[best].components} chosen")
+    ends = [c.held_out + sign * c.error for c in near for sign in (-1, 1)]
+    axes[1].set_ylim(*_padded(ends))  # the training rows may leave it
+    axes[1].set_title(f"from near: {found} chosen")
     return figure
 
 
@@ -124,7 +128,7 @@ def paths(
     project, label = _plane(_plain(x1))
     trajectory, target = _projected(bridge, x0, project, generator), project(_plain(x1))
     hues = _hues(trajectory[0])
-    figure, axes = _panels([1.0] * 3, 3.9, title)
+    figure, axes = _panels(3, (3.6, 3.9), title)
     _frame(axes, [trajectory[0], trajectory[-1], target])
     _dots(axes[0], trajectory[0], hues)
     _dots(axes[1], target, [GREY])
@@ -139,8 +143,8 @@ def paths(
 def epsilons(
     bridges: Sequence[LightBridge], x0: Tensor, x1: Tensor, seed: int = 0, columns: int = 4
 ) -> Any:
-    """Bridges between the same laws at several temperatures, a panel each: paths of the same starts under
-    the same noise.
+    """Bridges between the same laws at several temperatures, a panel each: paths of the same starts
+    under the same noise.
 
     Args:
         bridges: one a panel.
@@ -173,13 +177,13 @@ def epsilons(
 def plan(bridge: LightBridge, x0: Tensor, x1: Tensor, least: float = 0.02, title: str = "") -> Any:
     """Where a few starts go: the plan of each in a panel of its own, over the data.
 
-    The regions that hold half and nine tenths of its mass are filled; ellipses are its components at one
-    standard deviation, drawn the darker the more they weigh. The star is the start.
+    The regions that hold half and nine tenths of its mass are filled; ellipses are its components at
+    one standard deviation, drawn the darker the more they weigh. The star is the start.
 
     Args:
         bridge: whose plan it is.
-        x0: starts, ``(n, *d)``, of two numbers or more; the plan of events with more than two is that of
-            its projection to the two main directions of the data.
+        x0: starts, ``(n, *d)``, of two numbers or more; of events with more than two the plan is
+            projected to the two main directions of the data.
         x1: data, ``(m, *d)``, in grey.
         least: components that weigh less have no ellipse.
         title: above the figure.
@@ -201,15 +205,16 @@ def plan(bridge: LightBridge, x0: Tensor, x1: Tensor, least: float = 0.02, title
     means = project(laws.component_distribution.mean.flatten(0, 1).cpu()).unflatten(0, weights.shape)
     covariances = frame.mT @ laws.component_distribution.covariance_matrix.cpu() @ frame
     starts, target = project(_plain(x0)), project(_plain(x1))
-    figure, axes = _panels([1.0] * len(x0), 3.6, title)
-    _frame(axes, [starts, target])
+    figure, axes = _panels(len(x0), (3.2, 3.6), title)
+    _frame(axes, [target, starts.repeat(len(target), 1)])  # many, so that no start counts as an outlier
     for k, axis in enumerate(axes):
         colour = f"C{k % 10}"
         _dots(axis, target, [GREY])
         _fill(axis, weights[k], means[k], covariances[k], colour)
         _ellipses(axis, weights[k], means[k], covariances[k], least, colour)
         axis.plot(*starts[k], marker="*", ms=14, mfc=colour, mec="white", zorder=5)
-        axis.set_title(f"plan of one start{label}")
+        place = f"({starts[k, 0]:.3g}, {starts[k, 1]:.3g})"
+        axis.set_title(f"plan of {place}{label}")
     return figure
 
 
@@ -256,25 +261,26 @@ def _plain(x: Tensor) -> Tensor:
 
 
 def _dots(axis: Any, points: Tensor, colours: Any) -> None:
-    axis.scatter(*points[:MOST_POINTS].T, s=5, linewidths=0, c=colours)
+    axis.scatter(*points[:MOST_POINTS].T, s=5, linewidths=0, c=colours[:MOST_POINTS])
 
 
 def _lines(axis: Any, trajectory: Tensor, hues: Tensor) -> None:
     few = trajectory[:, :MOST_PATHS]
     for k, hue in enumerate(hues[: few.shape[1]].tolist()):
         axis.plot(*few[:, k].T, lw=0.7, alpha=0.6, color=hue)
-    axis.scatter(*few[-1].T, s=12, linewidths=0.4, edgecolors="white", c=hues[: few.shape[1]], zorder=4)
+    hues = hues[: few.shape[1]]
+    axis.scatter(*few[0].T, s=7, linewidths=0.7, facecolors="none", edgecolors=hues.numpy(), zorder=3)
+    axis.scatter(*few[-1].T, s=16, linewidths=0.5, edgecolors="white", c=hues.numpy(), zorder=4)
 
 
-def _panels(widths: list[float], height: float, title: str) -> tuple[Any, Any]:
-    figure = blank(3.6 * len(widths) * height / 3.6 if height > 3.5 else 4.6 * len(widths), height)
-    axes = figure.subplots(1, len(widths), squeeze=False)[0]
+def _panels(count: int, size: tuple[float, float], title: str) -> tuple[Any, Any]:
+    figure = blank(count * size[0], size[1])
+    axes = figure.subplots(1, count, squeeze=False)[0]
     if title:
         figure.suptitle(title)
     return figure, axes
 
 
-def _window(axis: Any, x: list[float], y: list[float]) -> None:
-    for limits, values in ((axis.set_xlim, x), (axis.set_ylim, y)):
-        pad = 0.06 * (max(values) - min(values)) or 1e-6
-        limits(min(values) - pad, max(values) + pad)
+def _padded(values: list[float]) -> tuple[float, float]:
+    pad = 0.06 * (max(values) - min(values)) or 1e-6
+    return min(values) - pad, max(values) + pad

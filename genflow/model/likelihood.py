@@ -102,7 +102,8 @@ class Likelihood(Sourced):
 
         By default that of the ODE, by the change of variables along it (Chen et al. 2018). With an
         ``epsilon`` above zero an estimate from backward paths of the SDE, unbiased where the score is
-        exact (Albergo, Boffi & Vanden-Eijnden 2023).
+        exact (Albergo, Boffi & Vanden-Eijnden 2023). A light bridge knows it in closed form, for
+        starts at its anchors, and looks at ``x`` and ``batch_size`` alone.
 
         Args:
             x: data ``(n, *d)``.
@@ -181,6 +182,8 @@ def _log_prob(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Log-density of states ``x (n, *d)`` in the model's space, ``(n,)``."""
+    if options.epsilon is None and hasattr(model.process, "log_density"):
+        return model.process.log_density(model.process.span[1], x)
     process = options.process(model)
     solver = options.choose(process)
     if options.paths > 1:  # every path is a row of one batch
