@@ -18,7 +18,7 @@ STAGES = {
     "warm start": "#444444", "annealing": "#8172b3", "fixed point": "#4c72b0", "adam": "#dd8452",
     "lbfgs": "#dd8452",
 }  # fmt: skip
-MOST_PATHS = 60
+MOST_PATHS = 40
 STEPS = 60
 """Of a drawn path."""
 MASSES = (0.9, 0.5)
@@ -28,7 +28,8 @@ GRID = 120
 
 
 def trace(history: History, title: str = "") -> Any:
-    """The objective over CPU seconds by stages, and what came last from near.
+    """The objective over CPU seconds by stages, and what came last from near. Each curve is drawn less
+    its last value: rows that are held out have another level.
 
     Args:
         history: of a :class:`~genflow.process.LightBridge` that has been fitted.
@@ -38,26 +39,27 @@ def trace(history: History, title: str = "") -> Any:
         A matplotlib figure.
     """
     entries, last = list(history), history[-1].stage
-    near = [k for k, entry in enumerate(entries) if entry.stage == last]
-    near = [*([near[0] - 1] if near[0] else []), *near]
-    figure, axes = _panels(2 if len(near) < len(entries) else 1, (4.6, 3.2), title)
+    first = next(k for k, entry in enumerate(entries) if entry.stage == last)
+    near = slice(max(0, first - 1), None)
+    seconds, curves = history.seconds, [[v - history.objective[-1] for v in history.objective]]
+    if entries[-1].held_out is not None:
+        curves.append([v - history.held_out[-1] for v in history.held_out])
+    figure, axes = _panels(2 if first else 1, (4.6, 3.2), title)
     for axis in axes:
-        axis.plot(history.seconds, history.objective, color="0.7", lw=1, zorder=1)
+        axis.plot(seconds, curves[0], color="0.7", lw=1, zorder=1)
         for stage in dict.fromkeys(entry.stage for entry in entries):
-            mine = [(entry.seconds, entry.objective) for entry in entries if entry.stage == stage]
+            mine = [(s, v) for entry, s, v in zip(entries, seconds, curves[0]) if entry.stage == stage]
             axis.scatter(*zip(*mine), s=18, color=STAGES[stage], label=stage, zorder=3)
-        if entries[-1].held_out is not None:
-            axis.plot(
-                history.seconds, history.held_out, ls="--", color=COLOURS["samples"], label="held out"
-            )
+        for held in curves[1:]:
+            axis.plot(seconds, held, ls="--", color=COLOURS["samples"], label="held out")
         axis.set_xlabel("CPU seconds")
         axis.grid(alpha=0.3)
-    axes[0].set(title="the fit", ylabel="objective, nats")
+    axes[0].set(title="the fit", ylabel="objective above its last, nats")
     axes[0].legend(frameon=False)
-    if len(axes) == 2:
-        values = [v for k in near for v in (entries[k].objective, entries[k].held_out) if v is not None]
-        seconds = [entries[k].seconds for k in near]
-        axes[1].set(xlim=_padded(seconds), ylim=_padded(values), title=f"from near: {last}")
+    if first:
+        values = [v for curve in curves for v in curve[near]]
+        limits = dict(xlim=_padded(seconds[near]), ylim=_padded(values))
+        axes[1].set(title=f"from near: {last}", **limits)
     return figure
 
 
@@ -89,18 +91,16 @@ def choice(history: History, title: str = "") -> Any:
         held, errors = [c.held_out for c in shown], [c.error for c in shown]
         style = dict(marker="o", ms=4, lw=1.2, capsize=3, color=COLOURS["samples"])
         axis.errorbar(components, held, errors, label="held out", **style)
-        training = [c.objective for c in shown]
-        axis.plot(components, training, marker="o", ms=3, lw=1, color="0.6", label="training rows")
         axis.axvline(found, ls=":", color=COLOURS["data"])
         axis.set_xscale("log")
         axis.set_xticks(components, [str(c) for c in components])
         axis.minorticks_off()
         axis.set_xlabel("components")
         axis.grid(alpha=0.3)
+    components, training = [c.components for c in tried], [c.objective for c in tried]
+    axes[0].plot(components, training, marker="o", ms=3, lw=1, color="0.6", label="training rows")
     axes[0].set(title="all that were tried", ylabel="objective, nats")
     axes[0].legend(frameon=False)
-    ends = [c.held_out + sign * c.error for c in near for sign in (-1, 1)]
-    axes[1].set_ylim(*_padded(ends))  # the training rows may leave it
     axes[1].set_title(f"from near: {found} chosen")
     return figure
 
@@ -202,7 +202,8 @@ def plan(bridge: LightBridge, x0: Tensor, x1: Tensor, least: float = 0.02, title
     with torch.no_grad():
         laws = bridge.plan(x0).mixture()
     weights = laws.mixture_distribution.probs.cpu()
-    means = project(laws.component_distribution.mean.flatten(0, 1).cpu()).unflatten(0, weights.shape)
+    places = _plain(laws.component_distribution.mean.flatten(0, 1))
+    means = project(places).double().unflatten(0, weights.shape)
     covariances = frame.mT @ laws.component_distribution.covariance_matrix.cpu() @ frame
     starts, target = project(_plain(x0)), project(_plain(x1))
     figure, axes = _panels(len(x0), (3.2, 3.6), title)

@@ -16,7 +16,7 @@ LAYERS = [
     {"checkpoint", "interpolant", "coupling", "time", "network", "source", "transform", "directions"},
     {"target", "process", "variate"},
     {"solver", "distance"},
-    {"model", "diagnostics", "flow"},
+    {"model", "diagnostics", "flow", "plot_light"},
     {"oracle"},
     {"loss"},
     {"data"},

@@ -123,8 +123,11 @@ def check_resume(path: Path, training: L.LightningModule) -> None:
 
 
 def _awaits_data(training: L.LightningModule, name: str) -> bool:
-    """Whether ``name`` is a buffer that ``prepare`` is yet to fill."""
+    """Whether ``name`` is a buffer that ``prepare`` is yet to fill, or of a part whose size it chooses."""
     owner, _, buffer = name.rpartition(".")
+    for within, module in training.named_modules():
+        if getattr(module, "components", None) == "auto" and f"{owner}.".startswith(f"{within}."):
+            return True
     try:
         return training.get_submodule(owner)._buffers.get(buffer, name) is None
     except AttributeError:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from genflow.process.light.kept import Kept
-from genflow.process.light.potential import CHUNK
-from genflow.tensors import draw_device, randn_like
+from genflow.process.light.potential import CHUNK, pick
+from genflow.tensors import rand_rows, randn_like
 
 MOST = 4096
 """Rows of the source that are kept."""
@@ -35,8 +35,10 @@ class Anchored:
         return True  # without anchors it says itself what is missing
 
     def anchor(self, x0: Tensor) -> Any:
-        """Keep rows ``x0 (n, *d)`` of the source (the first 4,096 of them) to run backwards to."""
-        self.anchor_flat(self._flat("x0", x0))
+        """Keep rows ``x0 (n, *d)`` of the source (4,096 of them, evenly) to run backwards to."""
+        flat = self._flat("x0", x0)
+        evenly = torch.linspace(0, len(flat) - 1, min(MOST, len(flat)), dtype=torch.float64)
+        self.anchor_flat(flat[evenly.round().long().to(flat.device)])  # a table may be sorted
         return self
 
     def anchor_flat(self, x0: Tensor) -> None:
@@ -57,7 +59,7 @@ class Anchored:
         self._unconditional(cond)
         t = self._time(t, x).clamp_min(EARLY)
         flat = self._flat("x", x)
-        anchors = self.anchors_.double()
+        anchors = self._rows().double()
         means = [self._origins(a, b).softmax(-1) @ anchors for a, b in self._parts(t, flat)]
         found = (flat - torch.cat(means)) / t.reshape(-1, 1)
         return found.reshape(x.shape).to(x.dtype)
@@ -73,26 +75,18 @@ class Anchored:
         return (self.potential.log_value(t, flat) + torch.cat(back) - norm - square).to(x.dtype)
 
     @torch.no_grad()
-    def _backward(
-        self, s: Tensor | float, t: Tensor | float, x: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
+    def _backward(self, s: Tensor, t: Tensor, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw the anchor that each row came from, then the Brownian bridge between."""
-        s, t, flat = self._time(s, x), self._time(t, x), self._flat("x", x)
-        found = []
+        flat, found = self._flat("x", x), []
         for a, b in self._parts(s, flat):
-            where = draw_device(generator, x.device)
-            u = torch.rand(len(b), 1, generator=generator, dtype=b.dtype, device=where).to(x.device)
-            below = self._origins(a, b).softmax(-1).cumsum(-1)
-            found.append(torch.searchsorted(below, u * below[:, -1:], right=True)[:, 0])
-        rows = torch.cat(found).clamp_max(len(self.anchors) - 1)
-        start = self.anchors.double()[rows]
+            found.append(pick(self._origins(a, b).softmax(-1), rand_rows(b, generator)[:, None])[:, 0])
+        start = self.anchors.double()[torch.cat(found)]
         share = (t / s).reshape(-1, 1)
         width = (self.epsilon * t * (s - t) / s).clamp_min(0).sqrt().reshape(-1, 1)
         moved = start + share * (flat - start) + width * randn_like(x.flatten(1), generator)
         return moved.reshape(x.shape).to(x.dtype)
 
-    @property
-    def anchors_(self) -> Tensor:
+    def _rows(self) -> Tensor:
         if self.anchors is None:
             raise ValueError(
                 "LightBridge runs forward from any start, but scores and ways back need the law of the "
@@ -102,27 +96,29 @@ class Anchored:
 
     def _origins(self, t: Tensor, x: Tensor) -> Tensor:
         """Log-odds of the anchors as origins, ``(B, n)``, up to what only ``x`` decides."""
-        a, scale = self.anchors_.double(), (self.epsilon * t).reshape(-1, 1)
+        a, scale = self._rows().double(), (self.epsilon * t).reshape(-1, 1)
         return (x @ a.mT - a.square().sum(-1) / 2) / scale - self._reach()
 
     def _reach(self) -> Tensor:
         """:math:`\\log\\varphi_0` at the anchors, ``(n,)``, kept until a number changes."""
 
         def make() -> Tensor:
-            a = self.anchors_.double()
+            a = self._rows().double()
             return self.potential.log_value(a.new_zeros(()), a)
 
-        if torch.is_grad_enabled():
+        if self.potential.tracked():
             return make()
-        return self._reached.get([*self.parametrised(), self.anchors_], make)
+        return self._reached.get([*self.parametrised(), self._rows()], make)
 
     def _parts(self, t: Tensor, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        size = max(1, CHUNK // len(self.anchors_))
+        size = max(1, CHUNK // len(self._rows()))
         parts = range(0, len(x), size)
         return [(t if t.ndim == 0 else t[k : k + size], x[k : k + size]) for k in parts]
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         kept = state.get(prefix + "anchors")
-        if kept is not None and (self.anchors is None or self.anchors.shape != kept.shape):
-            self.anchors = self.location.detach().new_empty(kept.shape)
+        if kept is None or self.anchors is None or self.anchors.shape != kept.shape:
+            self.anchors = None if kept is None else self.location.detach().new_empty(kept.shape)
+        if self.components == "auto" and prefix + "location" in state:
+            self.resize(len(state[prefix + "location"]))
         super()._load_from_state_dict(state, prefix, *rest)

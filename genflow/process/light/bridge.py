@@ -57,7 +57,7 @@ class LightBridge(Anchored, Parametrised):
         self._unconditional(cond)
         self._check_shape("x", x)
         t, p = self._time(t, x), self.potential
-        if p.quick(t):
+        if p.quick(t, x):
             return p.quick_drift(t, x.flatten(1)).reshape(x.shape)
         return p.drift(t, x.flatten(1).double()).reshape(x.shape).to(x.dtype)
 
@@ -96,16 +96,18 @@ class LightBridge(Anchored, Parametrised):
         Raises:
             ValueError: backwards without anchors, or for times outside [0, 1].
         """
-        if bool((self._time(t, x) < self._time(s, x)).all()):
-            return self._backward(s, t, x, generator)
-        return self.transition_law(s, t, x).sample(generator=generator)
+        self._check_shape("x", x)
+        begin, end = self._time(s, x), self._time(t, x)
+        if not bool((end < begin).any()):
+            return Transition(self.potential, begin, end, x).sample(generator=generator)
+        if bool((end > begin).any()):
+            raise ValueError("LightBridge.transition: all rows must run forward, or all backward")
+        return self._backward(begin, end, x, generator)
 
     def sample_at(
         self, x0: Tensor, t: Tensor | float, generator: torch.Generator | None = None
     ) -> Tensor:
         """Exact draw at ``t``, a number or ``(B,)``, of paths that start at ``x0 (B, *d)``."""
-        if bool((self._time(t, x0) == 0).all()):
-            return x0.clone()
         return self.transition(0.0, t, x0, generator)
 
     def log_prob_at(self, t: Tensor | float, x: Tensor, x0: Tensor) -> Tensor:
@@ -135,6 +137,11 @@ class LightBridge(Anchored, Parametrised):
         if grid.ndim != 1 or bool((grid.diff() <= 0).any()) or grid.min() < 0 or grid.max() > 1:
             raise ValueError("LightBridge.sample_path: times must rise strictly within [0, 1]")
         x1 = self.plan(x0).sample(generator=generator) if x1 is None else x1
+        if x1.shape != x0.shape:
+            raise ValueError(
+                f"LightBridge.sample_path: x1 has shape {tuple(x1.shape)} but x0 {tuple(x0.shape)}; they "
+                "must be equal"
+            )
         states, s, x = [], 0.0, x0
         for t in grid.tolist():
             if t > s:
@@ -175,7 +182,7 @@ class LightBridge(Anchored, Parametrised):
             x0: rows ``(N0, *d)`` of the source, or a ``Source`` to draw from.
             x1: rows ``(N1, *d)`` of the data, or a ``Source``.
             iterations: most fixed-point iterations.
-            polish: ``"adam"`` on minibatches, ``"lbfgs"`` on all rows, or ``None``.
+            polish: ``"adam"`` on minibatches, ``"lbfgs"`` on the pilot rows, or ``None``.
             steps: of the polish.
             batch_size: rows of each side that a step of Adam sees.
             rate: first step of Adam, relative to the spread of the data.
@@ -185,14 +192,16 @@ class LightBridge(Anchored, Parametrised):
             held_out: part of the rows that is kept out, to end the polish where their objective no
                 longer falls, and to keep the best; 0 for none.
             tolerance: fall of the objective in nats below which the fixed point has converged.
-            pilot: rows of a ``Source`` that k-means and the fixed point see.
+            pilot: the most rows of each side that k-means, the fixed point and L-BFGS see, and by which the
+                objective is told; Adam draws from all.
             restart: begin anew; ``False`` goes on from the present numbers.
             generator: where all draws come from.
             progress: show a progress bar.
             callback: called with the bridge and the number of the look after each look.
 
         Returns:
-            The bridge itself. Its ``history`` holds the trace, and what ``components="auto"`` tried.
+            The bridge itself, frozen (``bridge.requires_grad_()`` lets it be trained further). Its
+            ``history`` holds the trace, and what ``components="auto"`` tried.
 
         Raises:
             TypeError, ValueError: for rows that do not fit the bridge, are not finite or are constant
@@ -207,7 +216,7 @@ class LightBridge(Anchored, Parametrised):
         )
         with torch.no_grad():
             self.history = fit(self, x0, x1, settings, generator, progress, callback)
-        return self
+        return self.requires_grad_(False)
 
     def prepare(self, *xs: Tensor) -> LightBridge:
         """The warm start of a training: k-means and a few fixed-point iterations, and the anchors."""
@@ -216,4 +225,4 @@ class LightBridge(Anchored, Parametrised):
             settings = Settings(iterations=10, polish=None)
             draw = stream("light bridge", device=self.location.device)
             self.history = fit(self, xs[0], xs[-1], settings, draw)
-        return self
+        return self.requires_grad_(True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,6 @@ from genflow.process.light.fit import Fit, Settings
 from genflow.process.light.history import Choice, History
 from genflow.process.light.rows import Rows, check_spread, gather
 from genflow.source import Source
-from genflow.tensors import randperm
 
 if TYPE_CHECKING:
     from genflow.process.light.bridge import LightBridge
@@ -36,11 +36,16 @@ def fit(
     callback: Callable[[LightBridge, int], None] | None = None,
 ) -> History:
     """Fit a bridge in place, with as many components as it has, or as held-out rows ask for."""
+    begun = time.process_time()
     options = bridge.shape, bridge.location.device, settings.pilot, settings.held_out, generator
     start, stop = gather("x0", x0, *options), gather("x1", x1, *options)
-    check_spread(stop.pilot, bridge.covariance)
+    check_spread(stop, bridge.covariance)
     choices: list[Choice] = []
     if bridge.components == "auto":
+        if not settings.restart:
+            raise ValueError(
+                "LightBridge.fit: restart=False needs a bridge of a known number of components"
+            )
         choices = choose(bridge, start, stop, settings, generator)
         bridge.resize(chosen(choices))
     if bridge.components > len(stop.pilot):
@@ -48,9 +53,9 @@ def fit(
             f"LightBridge.fit: {bridge.components} components need at least as many rows of x1, but "
             f"there are {len(stop.pilot)}; take fewer components"
         )
-    history = Fit(bridge, start, stop, settings, generator, progress, callback).run()
+    history = Fit(bridge, start, stop, settings, generator, progress, callback, begun).run()
     history.choices = choices
-    bridge.anchor_flat(start.pilot)
+    bridge.anchor_flat(start.pilot + start.centre)
     return history
 
 
@@ -62,9 +67,10 @@ def choose(
     generator: torch.Generator | None,
 ) -> list[Choice]:
     """Short fits of growing numbers of components, until more of them no longer help."""
-    trial = replace(settings, restart=True, steps=max(1, settings.steps // 2))
-    (start, held0), (stop, held1) = (_part(side, generator) for side in (start, stop))
+    trial = replace(settings, steps=max(1, settings.steps // 2))
+    (start, held0), (stop, held1) = (_part(side) for side in (start, stop))
     found: list[tuple[int, float, Tensor, Tensor]] = []
+    choices: list[Choice] = []
     for components in CANDIDATES:
         if found and components * EACH > len(stop.pilot):
             break
@@ -77,9 +83,8 @@ def choose(
         values = p.log_normaliser(held0), p.log_potential(held1)
         found.append((components, history[-1].objective, *values))
         choices = _compare(found)
-        if len(choices) > 2 and all(
-            c.held_out > min(d.held_out for d in choices) for c in choices[-2:]
-        ):
+        least = min(choice.held_out for choice in choices)
+        if len(choices) > 2 and all(choice.held_out > least for choice in choices[-2:]):
             break
     return choices
 
@@ -104,10 +109,15 @@ def _compare(found: list[tuple[int, float, Tensor, Tensor]]) -> list[Choice]:
     return choices
 
 
-def _part(side: Rows, generator: torch.Generator | None) -> tuple[Rows, Tensor]:
-    """The side with rows to judge by apart: those that are held out already, or a fifth."""
+def _part(side: Rows) -> tuple[Rows, Tensor]:
+    """The side with rows to judge by apart, in the user's coordinates: of a table those that are held out
+    already or a fifth, of a law half of the fresh ones."""
+    if side.law is not None:
+        half = len(side.held_out) // 2
+        return replace(side, held_out=side.held_out[:half]), side.held_out[half:] + side.centre
     if side.held_out is not None:
-        return Rows(side.pilot, side.law), side.held_out
-    order = randperm(len(side.pilot), side.pilot.device, generator)
-    held = max(2, len(order) // 5)
-    return Rows(side.pilot[order[held:]]), side.pilot[order[:held]]
+        return replace(side, held_out=None), side.held_out + side.centre
+    held = max(1, min(len(side.table) // 5, len(side.table) - 2))
+    rest = side.table[held:]
+    kept = replace(side, table=rest, pilot=rest[: len(side.pilot)])
+    return kept, side.table[:held] + side.centre

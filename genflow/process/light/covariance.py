@@ -62,6 +62,10 @@ class Spectrum(ABC):
         """``f(S_k)`` as matrices ``(..., K, D, D)``."""
 
     @abstractmethod
+    def matrix_diagonal(self, f: Tensor) -> Tensor:
+        """Diagonals of ``f(S_k)``, ``(..., K, D)``."""
+
+    @abstractmethod
     def average(self, w: Tensor, f: Tensor) -> Tensor:
         """``sum_k w_k f(S_k)``, ``(B, D, D)``."""
 
@@ -102,7 +106,10 @@ class Axes(Spectrum):
         return f * x
 
     def matrix(self, f: Tensor) -> Tensor:
-        return torch.diag_embed(f.expand(*f.shape[:-1], self.dim))
+        return torch.diag_embed(self.matrix_diagonal(f))
+
+    def matrix_diagonal(self, f: Tensor) -> Tensor:
+        return f.expand(*f.shape[:-1], self.dim)
 
     def average(self, w: Tensor, f: Tensor) -> Tensor:
         mean = w @ f if f.ndim == 2 else torch.einsum("bk,bkr->br", w, f)
@@ -177,7 +184,14 @@ class Rotated(Spectrum):
             return found
         return found + rest[..., None, None] * torch.eye(self.dim).to(found)
 
+    def matrix_diagonal(self, f: Tensor) -> Tensor:
+        inner, rest = self._split(f)
+        found = torch.einsum("...kr,kdr->...kd", inner, self.vectors.square())
+        return found + rest[..., None] if self.rest else found
+
     def average(self, w: Tensor, f: Tensor) -> Tensor:
+        if f.ndim == 2:  # one matrix for each component, not for each row
+            return (w @ self.matrix(f).flatten(1)).unflatten(1, (self.dim, self.dim))
         inner, rest = self._split(f)
         scaled = (w[..., None] * inner)[:, :, None, :] * self.vectors  # (B, K, D, R)
         found = torch.einsum("bkdr,ker->bde", scaled, self.vectors)

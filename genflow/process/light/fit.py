@@ -16,10 +16,10 @@ from torch import Tensor
 from genflow.checks import between, count, non_negative, one_of, positive
 from genflow.process.light.fixed_point import iterate
 from genflow.process.light.history import Entry, History
-from genflow.process.light.polish import adam, lbfgs
+from genflow.process.light.polish import adam, lbfgs, resting
 from genflow.process.light.rows import Rows
 from genflow.process.light.start import warm_start
-from genflow.process.light.state import Sides, State
+from genflow.process.light.state import Sides, State, moved
 
 if TYPE_CHECKING:
     from genflow.process.light.bridge import LightBridge
@@ -69,6 +69,9 @@ class Settings:
 class Fit:
     """One fit of a fixed number of components: its data, its clock and its trace.
 
+    Everything inside is in the coordinates of centred rows; the bridge that is fitted is in those of the
+    user.
+
     Args:
         bridge: what is fitted, in place.
         start, stop: rows of both sides.
@@ -76,6 +79,7 @@ class Fit:
         generator: where all draws come from.
         progress: show a progress bar.
         callback: called with the bridge and the number of the look after each look.
+        begun: when the clock began, by ``time.process_time()``.
     """
 
     def __init__(
@@ -87,12 +91,13 @@ class Fit:
         generator: torch.Generator | None,
         progress: bool = False,
         callback: Callable[[LightBridge, int], None] | None = None,
+        begun: float | None = None,
     ) -> None:
         self.bridge, self.settings, self.generator = bridge, settings, generator
         self.start, self.stop = start, stop
         self.progress, self.callback = progress, callback
         self.history, self.sides = History(), self._sides(bridge.epsilon)
-        self._spent, self._since = 0.0, time.process_time()
+        self._spent, self._since = 0.0, time.process_time() if begun is None else begun
 
     def run(self) -> History:
         """Fit, and say whether it had converged.
@@ -104,18 +109,25 @@ class Fit:
         self._work = copy.deepcopy(self.bridge).double().requires_grad_(True)
         self._bar = self._progress_bar()
         state = self._begin()
-        self._look("warm start", 0, state)
+        self._look("warm start" if options.restart else "start", 0, state)
         state, history.converged = iterate(
             self._annealed(state), self.sides, options.iterations, options.tolerance,
-            lambda seen, step: self._look("fixed point", None, seen.state, step, seen.objective),
+            lambda seen, step: self._look("fixed point", None, seen.state, step),
         )  # fmt: skip
         self._work.assign(*state)
         if options.polish is not None:
             self._polish(self._work, history)
-        self.bridge.assign(*self._work.numbers())
-        self._bar.close()
+        self._hand_over()
+        if self._bar is not None:
+            self._bar.close()
         self._judge(history)
         return history
+
+    def _hand_over(self) -> None:
+        """Bring what has been found into the coordinates of the user."""
+        state = State(*self._work.numbers())
+        state = moved(state, self.start.centre, self.stop.centre, self.bridge.epsilon)
+        self.bridge.assign(*state)
 
     def _sides(self, epsilon: float, rows: int | None = None) -> Sides:
         bridge, x1 = self.bridge, self.stop.pilot
@@ -124,27 +136,35 @@ class Fit:
         return Sides(*sides, epsilon, bridge.covariance, bridge.rank, floor)
 
     def _begin(self) -> State:
-        if not self.settings.restart:
-            return State(*self._work.numbers())
-        return warm_start(self.sides, self.bridge.components, self.generator)
+        """Numbers to begin with, in centred coordinates."""
+        if self.settings.restart:
+            sides = self._warm_sides(self._halvings())
+            return warm_start(sides, self.bridge.components, self.generator)
+        own = State(*self._work.numbers())
+        return moved(own, -self.start.centre, -self.stop.centre, self.bridge.epsilon)
 
     def _annealed(self, state: State) -> State:
         """A few iterations at each of a falling sequence of epsilons, halved from ``anneal``, on some
         of the rows. The weights are kept in units of epsilon, which is what they tend to."""
-        first, last = self._first(), self.bridge.epsilon
-        if first <= last or not self.settings.restart:
-            return state
-        halvings = math.ceil(math.log2(first / last))
-        rows = max(WARM_ROWS, WARM_EACH * self.bridge.components)
-        # the warm start is that of the first epsilon
-        sides = self._sides(last * 2**halvings, rows)
-        state = warm_start(sides, self.bridge.components, self.generator)
+        halvings = self._halvings()
         for k in range(halvings, 0, -1):
-            sides = self._sides(last * 2**k, rows)
+            sides = self._warm_sides(k)
             state, _ = iterate(state, sides, WARMING, self.settings.tolerance, lambda *_: None)
             state = state._replace(log_weight=2 * (state.log_weight - state.log_weight.max()))
             self._look("annealing", halvings - k + 1, state)
         return state
+
+    def _warm_sides(self, halvings: int) -> Sides:
+        """Some of the rows at a larger epsilon, or all at the bridge's own."""
+        if halvings == 0:
+            return self.sides
+        rows = max(WARM_ROWS, WARM_EACH * self.bridge.components)
+        return self._sides(self.bridge.epsilon * 2**halvings, rows)
+
+    def _halvings(self) -> int:
+        """How often the epsilon of the warm start is halved until it is the bridge's."""
+        first, last = self._first(), self.bridge.epsilon
+        return math.ceil(math.log2(first / last)) if first > last and self.settings.restart else 0
 
     def _first(self) -> float:
         """The epsilon that the fixed point begins with."""
@@ -154,9 +174,10 @@ class Fit:
         return WARM * spread if self.bridge.epsilon < SMALL * spread else 0.0
 
     def _polish(self, work: LightBridge, history: History) -> None:
-        options, start = self.settings, work.numbers()
-        best, least = start, self._judged(history[-1])
+        options = self.settings
+        best, least = work.numbers(), self._judged(history[-1])
         patience, every = 0, max(1, options.steps // LOOKS)
+        fresh = self.start.law is not None or self.stop.law is not None
 
         def tell(k: int) -> bool:
             nonlocal best, least, patience
@@ -165,7 +186,10 @@ class Fit:
             rate = options.rate * (1 + math.cos(math.pi * k / options.steps)) / 2
             self._look(options.polish, k, step=rate if options.polish == "adam" else 1.0)
             value, patience = self._judged(history[-1]), patience + 1
-            if value < least:
+            if not math.isfinite(value):
+                return True
+            # of fresh rows the least look would be the luckiest: there the last counts, or none
+            if value < least and (k == options.steps or not fresh):
                 best, least, patience = work.numbers(), value, 0
             # the first half of the decay is too noisy to tell
             late = 2 * k > options.steps and history[-1].held_out is not None
@@ -173,33 +197,35 @@ class Fit:
             return history.stopped
 
         if options.polish == "adam":
-            size = options.batch_size
-            spread = float(self.stop.pilot.var(0).mean().sqrt())
-            adam(work, lambda: self._draw(size), options.steps, options.rate, spread, tell)
+            floor, spread = math.log(self.sides.floor), self._spread()
+            draw = lambda: self._draw(options.batch_size)  # noqa: E731
+            adam(work, draw, options.steps, options.rate, spread, floor, tell)
         else:
             lbfgs(work, (self.start.pilot, self.stop.pilot), options.steps, tell)
         work.assign(*best)
-        values = [self._judged(entry) for entry in history]
-        fell, all_fell = values[-3] - values[-1], values[0] - values[-1]
-        history.converged = history.stopped or fell <= max(0.02 * all_fell, options.tolerance)
+        history.converged = history.stopped or resting(work, lambda: self._draw(options.batch_size))
+
+    def _spread(self) -> Tensor:
+        """Deviations of the data by coordinate, in which locations move; none is next to nothing."""
+        variance = self.stop.pilot.var(0)
+        return (variance + 1e-4 * variance.mean()).sqrt()
 
     @staticmethod
     def _judged(entry: Entry) -> float:
         return entry.objective if entry.held_out is None else entry.held_out
 
     def _draw(self, size: int) -> tuple[Tensor, Tensor]:
-        self._pause()  # a law's own draws are not the fit's time
-        rows = self.start.draw(size, self.generator), self.stop.draw(size, self.generator)
-        self._resume()
-        return rows
+        found = []
+        for side in (self.start, self.stop):
+            if side.law is not None:  # its own draws are not the fit's time
+                self._pause()
+            found.append(side.draw(size, self.generator))
+            if side.law is not None:
+                self._resume()
+        return tuple(found)
 
     def _look(
-        self,
-        stage: str,
-        iteration: int | None,
-        state: State | None = None,
-        step: float = 1.0,
-        objective: float | None = None,
+        self, stage: str, iteration: int | None, state: State | None = None, step: float = 1.0
     ) -> None:
         """Note where the fit stands; not on its clock."""
         self._pause()
@@ -208,20 +234,25 @@ class Fit:
             work.assign(*state)
         if iteration is None:
             iteration = 1 + sum(entry.stage == stage for entry in history)
-        tables = self.start.law is None and self.stop.law is None
-        if objective is None or not tables:
-            objective = float(work.objective_of(self.start.known, self.stop.known))
+        objective = self._objective(self.start.known, self.stop.known)
         held = None
-        if tables and self.stop.held_out is not None:
-            held = float(work.objective_of(self.start.held_out, self.stop.held_out))
+        if any(side.law is None and side.held_out is not None for side in (self.start, self.stop)):
+            held = self._objective(self.start.judged, self.stop.judged)
         history.entries.append(Entry(stage, iteration, objective, held, step, self._spent))
-        self._bar.set_description(stage, refresh=False)
-        self._bar.set_postfix_str(f"objective {objective:.5g}", refresh=False)
-        self._bar.update()
+        if self._bar is not None:
+            self._bar.set_description(stage, refresh=False)
+            self._bar.set_postfix_str(f"objective {objective:.5g}", refresh=False)
+            self._bar.update()
         if self.callback is not None:
-            self.bridge.assign(*work.numbers())
+            self._hand_over()
             self.callback(self.bridge, len(history) - 1)
         self._resume()
+
+    def _objective(self, x0: Tensor, x1: Tensor) -> float:
+        """The objective on centred rows, as it is in the coordinates of the user."""
+        a, b = self.start.centre, self.stop.centre
+        shift = (x0.mean(0) + a) @ b + a @ x1.mean(0)
+        return float(self._work.objective_of(x0, x1) + shift / self.bridge.epsilon)
 
     def _pause(self) -> None:
         self._spent += time.process_time() - self._since
@@ -229,21 +260,23 @@ class Fit:
     def _resume(self) -> None:
         self._since = time.process_time()
 
-    def _progress_bar(self) -> Any:
+    def _progress_bar(self) -> Any | None:
+        if not self.progress:
+            return None
         from tqdm.auto import tqdm
 
-        return tqdm(desc="fitting", unit="look", disable=not self.progress, leave=False)
+        return tqdm(desc="fitting", unit="look", leave=False)
 
     def _judge(self, history: History) -> None:
-        if not all(math.isfinite(entry.objective) for entry in history.entries[-1:]):
+        if not all(bool(v.isfinite().all()) for v in self.bridge.numbers()):
             raise FloatingPointError(
                 f"LightBridge.fit: the objective is not finite; it ran {history.trace()}: check the "
-                "scale of the data against epsilon, or take a smaller rate"
+                "scale of the data against epsilon"
             )
         if not history.converged:
             warnings.warn(
                 f"LightBridge.fit had not converged after {len(history) - 1} looks: the objective ran "
-                f"{history.trace()}; give it more iterations or steps",
+                f"{history.trace()}; give it more iterations or steps, or a smaller rate",
                 RuntimeWarning,
                 stacklevel=5,  # the line that called fit
             )

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genflow.process.light.state import TINY, Sides, State, match_moments, moments
+from genflow.process.light.state import TINY, Sides, State, match_moments, moments, project, times
 
-LEAST = 1e-3
-"""Smallest part of a step that is tried."""
+LEAST, SURE = 1e-3, 0.25
+"""Smallest part of a step that is tried, and that by which a small gain says that there is no more."""
 
 
 class Look:
@@ -30,16 +30,45 @@ class Look:
         self.objective = float(log_c - v.mean() + (norm + square) / 2)
 
 
-def update(look: Look, sides: Sides) -> State:
-    """Where the moments of both sides would have the components."""
-    mass0, mean0, spread0 = moments(sides.x0, look.start, sides)
-    mass1, mean1, spread1 = moments(sides.x1, look.stop, sides)
-    location, scale = match_moments(mean0, spread0, mean1, spread1, sides)
-    log_weight = look.state.log_weight + mass1.clamp_min(TINY).log() - mass0.clamp_min(TINY).log()
-    # a component that one side has forgotten has no moments there: it stays
-    alive = (mass0 * len(sides.x0) > 1e-3) & (mass1 * len(sides.x1) > 1e-3)
-    fresh = (log_weight, location, scale)
-    return State(*(torch.where(_over(alive, a), a, b) for a, b in zip(fresh, look.state)))
+class Step:
+    r"""The way from a state to where the moments of both sides would have the components.
+
+    Part of a way is taken in each component's own frame, the centre :math:`m` of its share of the start:
+    by its weight there, :math:`\log\alpha + (m^\top Sm + 2r^\top m)/2\varepsilon`, the place
+    :math:`r + Sm` that it carries the centre to, and its scale. In :math:`\alpha` and :math:`r` themselves
+    half a change of :math:`S` would move what the component carries.
+    """
+
+    def __init__(self, look: Look, sides: Sides) -> None:
+        mass0, self.centre, spread0 = moments(sides.x0, look.start, sides)
+        mass1, mean1, spread1 = moments(sides.x1, look.stop, sides)
+        _, scale = match_moments(self.centre, spread0, mean1, spread1, sides)
+        self.sides, state = sides, look.state
+        place = state.location + times(state.scale, self.centre)
+        self.start = State(
+            state.log_weight + self._lift(state.location, state.scale), place, state.scale
+        )
+        gain = mass1.clamp_min(TINY).log() - mass0.clamp_min(TINY).log()
+        # a component that one side has forgotten has no moments there: it stays
+        alive = (mass0 * len(sides.x0) > 1e-3) & (mass1 * len(sides.x1) > 1e-3)
+        aim = State(self.start.log_weight + gain, mean1, scale)
+        self.aim = State(*(torch.where(_over(alive, a), a, b) for a, b in zip(aim, self.start)))
+
+    def part(self, share: float) -> State:
+        """The state at a part of the way, from 0 to 1."""
+        weight, place = (torch.lerp(a, b, share) for a, b in zip(self.start[:2], self.aim[:2]))
+        here, there = self.start.scale, self.aim.scale
+        if here.ndim == 2:
+            scale = torch.lerp(here.log(), there.log(), share).exp()
+        else:
+            scale = project(torch.lerp(here, there, share), self.sides)
+        location = place - times(scale, self.centre)
+        return State(weight - self._lift(location, scale), location, scale)
+
+    def _lift(self, location: Tensor, scale: Tensor) -> Tensor:
+        """What a component's weight gains at its centre."""
+        along = times(scale, self.centre) + 2 * location
+        return (self.centre * along).sum(1) / (2 * self.sides.epsilon)
 
 
 def revive(look: Look, sides: Sides) -> State | None:
@@ -93,27 +122,26 @@ def iterate(
         tell: called after each with the look at it and the part of the step that was taken.
 
     Returns:
-        The state, and whether the iteration had converged.
+        The state, and whether the iteration had converged: a good part of a step gained next to nothing.
     """
-    look, step = Look(state, sides), 1.0
+    look, share = Look(state, sides), 1.0
     for _ in range(iterations):
         reborn = revive(look, sides)
         if reborn is not None:
             tried = Look(reborn, sides)
             look = tried if tried.objective < look.objective else look
-        aim, before = update(look, sides), look.objective
+        step, before = Step(look, sides), look.objective
         while True:
-            tried = Look(look.state.towards(aim, step), sides)
+            tried = Look(step.part(share), sides)
             if tried.objective < before:
-                look, taken = tried, step
-                step = min(1.0, 2 * step)
                 break
-            step /= 2
-            if step < LEAST:
-                return look.state, True
+            share /= 2
+            if share < LEAST:
+                return look.state, False
+        look, taken, share = tried, share, min(1.0, 2 * share)
         tell(look, taken)
         if before - look.objective < tolerance:
-            return look.state, True
+            return look.state, taken >= SURE
     return look.state, False
 
 

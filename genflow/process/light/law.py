@@ -14,14 +14,11 @@ from torch.distributions import (
     constraints,
 )
 
-from genflow.process.light.potential import Potential, rows_at
+from genflow.process.light.potential import CHUNK, Potential, pick, rows_at
 from genflow.tensors import draw_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-CHUNK = 1 << 22
-"""Numbers that one temporary array of component means may hold."""
 
 
 class Transition(Distribution):
@@ -35,7 +32,8 @@ class Transition(Distribution):
     :math:`\pi(x_1|x_0)` (Korotin, Gushchin & Burnaev 2024).
 
     ``batch_shape`` is ``(B,)`` and ``event_shape`` that of ``x``; sampling draws the component first,
-    then one normal. :meth:`mixture` gives the same law by torch's own classes, as Pyro models take it.
+    then one normal. :meth:`mixture` gives the same law by torch's own classes, of whose parts
+    ``pyro.distributions.MixtureSameFamily`` makes one for Pyro models.
 
     Args:
         potential: of the bridge.
@@ -68,8 +66,8 @@ class Transition(Distribution):
 
     @property
     def variance(self) -> Tensor:
-        diagonal = self.covariance_matrix.diagonal(dim1=-2, dim2=-1)
-        return diagonal.reshape(self.x.shape)
+        found = torch.cat([self._rows(rows)._variance() for rows in self._chunks()])
+        return found.reshape(self.x.shape).to(self.x.dtype)
 
     @property
     def covariance_matrix(self) -> Tensor:
@@ -79,12 +77,20 @@ class Transition(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-densities ``(..., B)`` of places ``(..., B, *d)``."""
+        if value.ndim < self.x.ndim or value.shape[-self.x.ndim + 1 :] != self.event_shape:
+            raise ValueError(
+                f"log_prob: places have shape {tuple(value.shape)}, expected (..., "
+                f"{', '.join(map(str, self.x.shape))})"
+            )
         lead = value.shape[: value.ndim - self.x.ndim]
-        y = value.expand(*lead, *self.x.shape).reshape(*lead, *self._flat.shape).double()
+        y = value.expand(*lead, *self.x.shape).reshape(lead.numel(), *self._flat.shape).double()
         found = []
-        for rows in self._chunks(max(1, lead.numel())):
-            found.append(self._rows(rows)._log_prob(y[..., rows, :]))
-        return torch.cat(found, -1).to(self.x.dtype)
+        for rows in self._chunks():
+            own = self._rows(rows)
+            at_once = max(1, CHUNK // (len(own._flat) * self.potential.location.numel()))
+            parts = [y] if self._tracked(value) else y.split(at_once)
+            found.append(torch.cat([own._log_prob(part[:, rows]) for part in parts]))
+        return torch.cat(found, -1).reshape(*lead, len(self._flat)).to(self.x.dtype)
 
     @torch.no_grad()
     def sample(
@@ -123,10 +129,19 @@ class Transition(Distribution):
         own = p.spectrum.apply(slope, self._flat[:, None].expand(-1, len(p.log_weight), -1))
         return own + p.spectrum.apply(pull, p.location)
 
+    def _apart(self) -> tuple[Tensor, Tensor]:
+        """Weights ``(B, K)``, and the fields around their mean ``(B, K, D)``."""
+        w, fields = self.logits.exp(), self._fields()
+        return w, fields - torch.einsum("bk,bkd->bd", w, fields)[:, None]
+
+    def _variance(self) -> Tensor:
+        w, apart = self._apart()
+        own = self.potential.spectrum.matrix_diagonal(self._variances)
+        within = w @ own if own.ndim == 2 else torch.einsum("bk,bkd->bd", w, own)
+        return within + (self._gap**2)[:, None] * torch.einsum("bk,bkd->bd", w, apart.square())
+
     def _covariance(self) -> Tensor:
-        w = self.logits.exp()
-        fields = self._fields()
-        apart = fields - torch.einsum("bk,bkd->bd", w, fields)[:, None]
+        w, apart = self._apart()
         between = torch.einsum("bk,bkd,bke->bde", w, apart, apart)
         within = self.potential.spectrum.average(w, self._variances)
         return within + (self._gap**2)[:, None, None] * between
@@ -145,9 +160,7 @@ class Transition(Distribution):
         options = {"generator": generator, "dtype": torch.float64, "device": where}
         u = torch.rand(b, count, **options).to(self.x.device)
         z = torch.randn(count * b, p.spectrum.dim, **options).to(self.x.device)
-        below = self.logits.exp().cumsum(-1)
-        k = torch.searchsorted(below, u * below[:, -1:], right=True).clamp_max(below.shape[1] - 1)
-        k = k.mT.reshape(-1)
+        k = pick(self.logits.exp(), u).mT.reshape(-1)
         slope, pull = (rows_at(c, k) for c in p.coefficients(self._s))
         x = self._flat.repeat(count, 1)
         field = p.spectrum.select(k, slope, x) + p.spectrum.select(k, pull, p.location[k])
@@ -159,8 +172,11 @@ class Transition(Distribution):
         s, t = (v if v.ndim == 0 else v[rows] for v in (self._s, self._t))
         return Transition(self.potential, s, t, self.x[rows])
 
-    def _chunks(self, repeats: int = 1) -> Iterator[slice]:
-        each = repeats * self.potential.location.numel()
-        size = len(self._flat) if torch.is_grad_enabled() else max(1, CHUNK // each)
-        for start in range(0, len(self._flat), max(1, size)):
-            yield slice(start, start + size)
+    def _tracked(self, *given: Tensor) -> bool:
+        return self.potential.tracked(self._s, self._t, self._flat, *given)
+
+    def _chunks(self) -> Iterator[slice]:
+        rows = len(self._flat)
+        size = rows if self._tracked() else CHUNK // self.potential.location.numel()
+        for start in range(0, max(1, rows), max(1, size)):
+            yield slice(start, start + max(1, size))

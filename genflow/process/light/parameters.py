@@ -41,6 +41,8 @@ class Parametrised(Process):
         self.register_buffer("anchors", None)
         self._kept, self._reached = Kept(), Kept()
         self._renew(1 if components == "auto" else components)
+        # equal components would stay equal
+        nn.init.normal_(self.location)
 
     @staticmethod
     def _check_rank(covariance: str, rank: int | None, size: int) -> None:
@@ -58,16 +60,16 @@ class Parametrised(Process):
             )
 
     def _renew(self, components: int) -> None:
-        """Fresh parameters for so many components; random places, since equal components stay equal."""
+        """Parameters for so many components, all of them the same."""
         size = torch.Size(self.shape).numel()
         like = getattr(self, "location", torch.zeros(()))
         self.log_weight = nn.Parameter(torch.full((components,), -math.log(components)))
-        self.location = nn.Parameter(torch.randn(components, size))
-        self.covariances_ = Covariance(size, components, self.covariance, self.rank)
+        self.location = nn.Parameter(torch.zeros(components, size))
+        self.scales = Covariance(size, components, self.covariance, self.rank)
         self.to(device=like.device, dtype=like.dtype)
 
     def resize(self, components: int) -> None:
-        """Take another number of components, with fresh parameters."""
+        """Take another number of components, to be filled by :meth:`assign`."""
         self.components = components
         self._renew(components)
 
@@ -82,13 +84,15 @@ class Parametrised(Process):
 
     @property
     def potential(self) -> Potential:
-        """The numbers in float64, with gradients where they are wanted."""
-        if torch.is_grad_enabled() or self.covariance in ("diagonal", "isotropic"):
+        """The numbers in float64, with gradients where parameters ask for them."""
+        parts = self.parametrised()
+        tracked = torch.is_grad_enabled() and any(p.requires_grad for p in parts)
+        if tracked or self.covariance in ("diagonal", "isotropic"):
             return self._potential()
-        return self._kept.get(self.parametrised(), self._potential)  # eigenvectors take their time
+        return self._kept.get(parts, self._potential)  # eigenvectors take their time
 
     def _potential(self) -> Potential:
-        spectrum = self.covariances_.spectrum()
+        spectrum = self.scales.spectrum()
         return Potential(self.epsilon, self.log_weight.double(), self.location.double(), spectrum)
 
     def log_potential(self, x1: Tensor) -> Tensor:
@@ -110,7 +114,7 @@ class Parametrised(Process):
 
     def parametrised(self) -> list[nn.Parameter]:
         """Logarithms of the weights, locations, and what parametrises the covariances."""
-        return [self.log_weight, self.location, *self.covariances_.parameters()]
+        return [self.log_weight, self.location, *self.scales.parameters()]
 
     def objective_of(self, x0: Tensor, x1: Tensor) -> Tensor:
         """:meth:`objective` of flattened rows in float64."""
@@ -136,18 +140,31 @@ class Parametrised(Process):
         Args:
             log_weight: ``(K,)``.
             location: ``(K, d)``.
-            scale: ``(K, d)`` for diagonal, ``(K,)`` for isotropic, ``(K, d, d)`` for other covariances.
+            scale: ``(K, d)`` for diagonal, ``(K,)`` for isotropic, ``(K, d, d)`` for other covariances,
+                positive definite.
+
+        Raises:
+            ValueError: for other shapes, and scales that are not positive.
         """
         if self.components == "auto":
-            self.components = len(location)
-        if self.location.shape != location.shape:
+            self.resize(len(location))
+        k, d = self.location.shape
+        scales = {"diagonal": [(k, d)], "isotropic": [(k,), (k, 1)]}.get(self.covariance, [(k, d, d)])
+        wanted = {"log_weight": [(k,)], "location": [(k, d)], "scale": scales}
+        for (name, shapes), value in zip(wanted.items(), (log_weight, location, scale)):
+            if tuple(value.shape) not in shapes:
+                raise ValueError(
+                    f"LightBridge.assign: {name} has shape {tuple(value.shape)}, expected {shapes[0]}"
+                )
+        least = torch.linalg.eigvalsh(scale) if scale.ndim == 3 else scale
+        if bool((least <= 0).any()):
             raise ValueError(
-                f"LightBridge.assign: location has shape {tuple(location.shape)}, expected "
-                f"{tuple(self.location.shape)}"
+                f"LightBridge.assign: the least eigenvalue of scale is {float(least.min()):g}; all must "
+                "be positive"
             )
         self.log_weight.copy_(log_weight)
         self.location.copy_(location)
-        self.covariances_.assign(scale.to(self.location.device))
+        self.scales.assign(scale.to(self.location.device))
         return self
 
     def _flat(self, name: str, x: Tensor) -> Tensor:
@@ -160,17 +177,17 @@ class Parametrised(Process):
             raise ValueError(
                 f"LightBridge: {name} must be (B, {', '.join(map(str, self.shape))}), got {got}"
             )
+        if not x.is_floating_point():
+            raise TypeError(f"LightBridge: {name} must be a floating-point tensor, got {x.dtype}")
 
     @staticmethod
     def _time(t: Tensor | float, x: Tensor) -> Tensor:
         """Times in float64: ``()`` where all rows are known to have the same, which costs far less, or
         ``(B,)``."""
-        t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
-        rows = path_time(t, x[..., :0].double())
-        if t.ndim == 0:
-            return t
-        alike = t.stride() == (0,) or (t.device.type == "cpu" and bool((t == t[:1]).all()))
-        return rows[0] if alike and len(t) else rows
+        t = torch.as_tensor(t, dtype=torch.float64)  # checked where it is: a number costs no wait
+        path_time(t, x.new_empty((len(x), 0), dtype=torch.float64, device=t.device))
+        t = t.to(x.device)
+        return t[0] if t.ndim and _alike(t) else t
 
     @staticmethod
     def _unconditional(cond: Tensor | None) -> None:
@@ -178,3 +195,15 @@ class Parametrised(Process):
             raise ValueError(
                 "LightBridge knows no conditions: fit one bridge for each, or leave cond out"
             )
+
+
+def _alike(t: Tensor) -> bool:
+    """Whether all times ``(B,)`` are known to be one, which has no gradient of its own in each row."""
+    if t.requires_grad or len(t) == 0 or torch.compiler.is_compiling():
+        return False
+    if t.stride() == (0,):
+        return True
+    try:
+        return t.device.type == "cpu" and bool((t == t[0]).all())
+    except RuntimeError:  # under vmap no number can be read
+        return False

@@ -12,6 +12,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from genflow.process.light.bridge import LightBridge
 
+BATCHES, REST, SMALL = 8, 20.0, 1e-3
+"""Batches by which a descent is judged, what it may be above noise, and a gradient that is none."""
 Draw = Callable[[], tuple[Tensor, Tensor]]
 """Fresh rows of both sides, ``(B, D)`` each, float64."""
 MOMENTUM, MEMORY = 0.9, 0.99
@@ -33,7 +35,7 @@ def slope(bridge: LightBridge, x0: Tensor, x1: Tensor) -> float:
         value.backward()
         return float(value.detach())
     r, wide = bridge.location.double(), 1 / (2 * bridge.epsilon)
-    scale = bridge.covariances_.log_values.double().exp()
+    scale = bridge.scales.log_values.double().exp()
     s = scale.expand_as(r)
     weight, narrow = bridge.log_weight.double(), 1 / s
     own = weight - (s.log().sum(1) + (wide * 2) * (r * r * narrow).sum(1)) / 2
@@ -69,7 +71,8 @@ def adam(
     draw: Draw,
     steps: int,
     rate: float,
-    spread: float,
+    spread: Tensor,
+    floor: float,
     tell: Callable[[int], bool],
 ) -> None:
     """Adam with cosine decay to zero, in place.
@@ -79,12 +82,13 @@ def adam(
         draw: gives the rows of a step.
         steps: how many.
         rate: first step, in units of which all are about one: logarithms, and ``spread`` for locations.
-        spread: standard deviation of the data.
+        spread: standard deviations of the data ``(D,)``.
+        floor: least logarithm of an eigenvalue.
         tell: called after each step; ``True`` ends the descent.
     """
     # written out: the first optimizer of torch's own costs a second of imports, as much as the fit
     moved = [
-        (p, spread if p is bridge.location else 1.0, torch.zeros_like(p), torch.zeros_like(p))
+        (p, spread if p is bridge.location else None, torch.zeros_like(p), torch.zeros_like(p))
         for p in bridge.parametrised()
     ]
     for k in range(steps):
@@ -94,7 +98,9 @@ def adam(
         for p, unit, mean, square in moved:
             mean.lerp_(p.grad, 1 - MOMENTUM)
             square.mul_(MEMORY).addcmul_(p.grad, p.grad, value=1 - MEMORY)
-            p.addcdiv_(mean, (square / second).sqrt_().add_(1e-12), value=-step * unit / first)
+            way = mean if unit is None else mean * unit
+            p.addcdiv_(way, (square / second).sqrt_().add_(1e-12), value=-step / first)
+        bridge.scales.log_values.clamp_(min=floor)
         if tell(k + 1):
             break
 
@@ -102,12 +108,36 @@ def adam(
 def lbfgs(
     bridge: LightBridge, rows: tuple[Tensor, Tensor], steps: int, tell: Callable[[int], bool]
 ) -> None:
-    """L-BFGS with a strong Wolfe search on fixed rows, in place; for tables that fit memory."""
+    """L-BFGS with a strong Wolfe search on fixed rows, in place; it ends where nothing moves any more."""
     optimizer = torch.optim.LBFGS(
         bridge.parametrised(), max_iter=1, history_size=20, line_search_fn="strong_wolfe",
         tolerance_grad=0, tolerance_change=0,
     )  # fmt: skip
+
+    def value() -> Tensor:
+        with torch.no_grad():
+            return torch.tensor(slope(bridge, *rows), dtype=torch.float64)
+
+    last = math.inf
     for k in range(steps):
-        optimizer.step(lambda: torch.tensor(slope(bridge, *rows), dtype=torch.float64))
-        if tell(k + 1):
+        now = float(optimizer.step(value))
+        still = last - now <= 1e-10 * abs(now)
+        if tell(steps if still else k + 1) or still:
             break
+        last = now
+
+
+def resting(bridge: LightBridge, draw: Draw) -> bool:
+    """Whether the gradient is lost in the noise of batches: the mean of its squares over all parameters, in
+    units of their standard errors, is below ``REST`` (of noise alone it is about one)."""
+    grads = []
+    for _ in range(BATCHES):
+        x0, x1 = draw()
+        slope(bridge, x0, x1)
+        grads.append(torch.cat([p.grad.flatten() for p in bridge.parametrised()]))
+    found = torch.stack(grads)
+    error = found.var(0) / BATCHES
+    moves = error > 0
+    if not bool(moves.any()):  # every batch was the whole table
+        return float(found[0].abs().max()) < REST * SMALL
+    return float((found.mean(0).square() / error)[moves].mean()) < REST

@@ -29,6 +29,12 @@ CHUNK = 1 << 22
 """Numbers that one temporary array of rows, components and dimensions may hold."""
 
 
+def pick(weights: Tensor, u: Tensor) -> Tensor:
+    """Numbers drawn in proportion to ``weights (B, K)`` by uniform ``u (B, n)``, ``(B, n)``."""
+    below = weights.cumsum(-1)
+    return torch.searchsorted(below, u * below[:, -1:], right=True).clamp_max(weights.shape[1] - 1)
+
+
 def rows_at(values: Tensor, k: Tensor) -> Tensor:
     """Component ``k (n,)`` of values ``(K, R)``, or ``(B, K, R)`` where rows repeat ``n / B`` times."""
     if values.ndim == 2:
@@ -64,9 +70,14 @@ class Potential:
         """Eigenvalues of :math:`Q_k(t)`, ``(K, R)`` or ``(B, K, R)``."""
         return 1 + t[..., None, None] * (self.spectrum.values - 1)
 
-    def quick(self, t: Tensor) -> bool:
+    def tracked(self, *states: Tensor) -> bool:
+        """Whether a gradient is wanted, in states or times or in the numbers."""
+        parts = (*states, self.log_weight, self.location, self.spectrum.values)
+        return torch.is_grad_enabled() and any(v.requires_grad for v in parts)
+
+    def quick(self, t: Tensor, x: Tensor) -> bool:
         """Whether :meth:`quick_drift` will do."""
-        return t.ndim == 0 and isinstance(self.spectrum, Axes) and not torch.is_grad_enabled()
+        return t.ndim == 0 and isinstance(self.spectrum, Axes) and not self.tracked(t, x)
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Eigenvalues of :math:`(S_k-I)Q_k^{-1}` and of :math:`Q_k^{-1}`."""
@@ -129,7 +140,7 @@ class Potential:
         small = t.ndim == 0 and not hasattr(self.spectrum, "vectors")  # then (B, K) is the largest
         each = len(self.location) if small else self.location.numel()
         size = max(1, CHUNK // each)
-        if torch.is_grad_enabled() or len(x) <= size:
+        if len(x) <= size or self.tracked(t, x):
             return [(t, x)]
         parts = range(0, len(x), size)
         return [(t if t.ndim == 0 else t[k : k + size], x[k : k + size]) for k in parts]

@@ -1,4 +1,4 @@
-"""The rows that a fit sees: tables or laws of both sides, checked."""
+"""The rows that a fit sees: tables or laws of both sides, checked and centred."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from torch import Tensor
 from genflow.source import Source
 from genflow.tensors import draw_device, randperm
 
-
 LOOKED_AT = 4096
 """Fresh rows of a law by which a fit is judged."""
 
 
 @dataclass
 class Rows:
-    """One side of a fit: a table ``(N, D)`` in float64, or a law that yields fresh rows.
+    """One side of a fit, in float64 and around its mean: numbers far from 0 would cancel.
 
     Attributes:
-        pilot: the rows that full-batch steps see.
-        law: where fresh rows come from; ``None``: the pilot's own.
+        pilot: the rows ``(N, D)`` that k-means and full-batch steps see.
+        centre: what was subtracted, ``(D,)``.
+        table: all rows of a table, or ``None`` for a law.
+        law: where fresh rows come from, or ``None`` for a table.
         held_out: rows that are only looked at: of a table those kept out, of a law fresh ones; ``None``
             for a table of which none are kept out.
     """
 
     pilot: Tensor
+    centre: Tensor
+    table: Tensor | None = None
     law: Source | None = None
     held_out: Tensor | None = None
 
@@ -36,15 +39,21 @@ class Rows:
         fixed point fits a pilot too well."""
         return self.pilot if self.law is None else self.held_out
 
+    @property
+    def judged(self) -> Tensor:
+        """Rows by which states are compared: held-out or fresh ones where there are some."""
+        return self.pilot if self.held_out is None else self.held_out
+
     def draw(self, n: int, generator: torch.Generator | None) -> Tensor:
         """``n`` rows: fresh ones of a law; of a table at random, or all where it is no longer."""
         if self.law is not None:
-            return self.law.sample(n, generator).to(self.pilot.device).flatten(1).double()
-        if len(self.pilot) <= n:
-            return self.pilot
-        where = draw_device(generator, self.pilot.device)
-        picked = torch.randint(len(self.pilot), (n,), generator=generator, device=where)
-        return self.pilot[picked.to(self.pilot.device)]
+            fresh = self.law.sample(n, generator).to(self.pilot.device)
+            return fresh.flatten(1).double() - self.centre
+        if len(self.table) <= n:
+            return self.table
+        where = draw_device(generator, self.table.device)
+        picked = torch.randint(len(self.table), (n,), generator=generator, device=where)
+        return self.table[picked.to(self.table.device)]
 
 
 def gather(
@@ -56,16 +65,16 @@ def gather(
     share: float,
     generator: torch.Generator | None,
 ) -> Rows:
-    """Rows of one side, checked.
+    """Rows of one side, checked, in random order.
 
     Args:
         name: of the side in messages.
         x: a table ``(N, *d)``, or a source.
         shape: event shape that it must have.
         device: where the fit runs.
-        pilot: how many rows of a law full-batch steps see.
-        share: which part is held out.
-        generator: for the draws of a law, and which rows are held out.
+        pilot: the most rows that full-batch steps see.
+        share: which part of a table is held out.
+        generator: for the draws of a law, and the order of a table.
 
     Raises:
         TypeError, ValueError: one sentence that says what is allowed.
@@ -74,13 +83,22 @@ def gather(
     if law is not None:
         x = law.sample(pilot + LOOKED_AT, generator)
     rows = check_rows(name, x, shape).to(device).flatten(1).double()
+    if law is None:  # a table may be sorted, and parts of it stand for all
+        rows = rows[randperm(len(rows), rows.device, generator)]
+    held = 0 if share == 0 else max(1, round(share * len(rows)))
+    held = LOOKED_AT if law is not None else held
+    if len(rows) - held < 2:
+        raise ValueError(
+            f"LightBridge.fit: held_out={share:g} leaves {len(rows) - held} of {len(rows)} rows of {name} "
+            "to fit to; at least 2 are needed"
+        )
+    kept, out = rows[held:], rows[:held] if held else None
+    centre = kept[:pilot].mean(0)
+    out = None if out is None else out - centre
     if law is not None:
-        return Rows(rows[:pilot], law, rows[pilot:])
-    if share == 0:
-        return Rows(rows)
-    order = randperm(len(rows), rows.device, generator)
-    held = max(1, round(share * len(rows)))
-    return Rows(rows[order[held:]], None, rows[order[:held]])
+        return Rows(kept - centre, centre, None, law, out)
+    kept = kept - centre
+    return Rows(kept[:pilot], centre, kept, None, out)
 
 
 def check_rows(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -111,13 +129,14 @@ def check_rows(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x
 
 
-def check_spread(x1: Tensor, covariance: str) -> None:
+def check_spread(x1: Rows, covariance: str) -> None:
     """Refuse data without any width in a direction that the covariances follow.
 
     Raises:
         ValueError: naming the coordinates.
     """
-    still = x1.std(0) <= 1e-12 * x1.abs().amax(0).clamp_min(1e-300)
+    size = (x1.pilot + x1.centre).abs().amax(0)
+    still = x1.pilot.std(0) <= 1e-12 * size.clamp_min(1e-300)
     alone = covariance in ("diagonal", "full")
     if bool(still.all()) or (alone and bool(still.any())):
         names = ", ".join(map(str, still.nonzero()[:5, 0].tolist()))

@@ -51,9 +51,10 @@ def warm_start(
         most: rows that are clustered.
     """
     x1 = sides.x1[:most]
-    _, member = clusters(x1, components, generator)
+    centres, member = clusters(x1, components, generator)
     belongs = torch.nn.functional.one_hot(member, components).to(x1)
     mass, mean, spread = moments(x1, belongs, sides)
+    mean = torch.where(mass[:, None] > 0, mean, centres)
     pooled = (mass[(...,) + (None,) * (spread.ndim - 1)] * spread).sum(0)
     share = mass * len(x1)
     # small clusters know little of their width: they borrow that of all

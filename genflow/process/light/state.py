@@ -28,7 +28,7 @@ class Sides:
     """Rows of both sides ``(N, D)`` in float64, and what kind of bridge joins them.
 
     Attributes:
-        x0, x1: rows of source and data.
+        x0, x1: rows of source and data, centred.
         epsilon: entropic coefficient.
         family: of the covariances.
         rank: of ``low_rank``.
@@ -60,14 +60,6 @@ class State(NamedTuple):
             spectrum = Rotated(values.clamp_min(sides.floor), vectors, False)
         return Potential(epsilon or sides.epsilon, self.log_weight, self.location, spectrum)
 
-    def towards(self, other: State, step: float) -> State:
-        """A part of the way to another state: straight, but for eigenvalues in logarithms."""
-        mixed = [a + step * (b - a) for a, b in zip(self[:2], other[:2])]
-        if self.scale.ndim == 3:
-            return State(*mixed, self.scale + step * (other.scale - self.scale))
-        log = self.scale.log()
-        return State(*mixed, (log + step * (other.scale.log() - log)).exp())
-
 
 def shares(logits: Tensor) -> Tensor:
     """Mean softmax of ``(B, K)``."""
@@ -84,9 +76,7 @@ def moments(x: Tensor, weights: Tensor, sides: Sides) -> tuple[Tensor, Tensor, T
         # a column at a time: (N, K, D) would not fit
         spread = torch.stack([(x * p[:, None]).mT @ x for p in part.unbind(1)])
         return mass, mean, spread - mean[:, :, None] * mean[:, None, :]
-    centre = x.mean(0)  # differences of squares around 0 would cancel
-    spread = part.mT @ (x - centre).square() - (mean - centre).square()
-    spread = spread.clamp_min(0)
+    spread = (part.mT @ x.square() - mean.square()).clamp_min(0)
     return mass, mean, spread.mean(-1, keepdim=True) if sides.family == "isotropic" else spread
 
 
@@ -106,15 +96,27 @@ def match_moments(
     under = 1 / (epsilon / 2 + (epsilon**2 / 4 + values.clamp_min(0)).sqrt())
     turned = half @ vectors
     scale = (turned * under.unsqueeze(-2)) @ turned.mT
-    scale = _project(scale, sides)
-    return mean1 - (scale @ mean0[..., None])[..., 0], scale
+    scale = project(scale, sides)
+    return mean1 - times(scale, mean0), scale
 
 
-def _project(scale: Tensor, sides: Sides) -> Tensor:
-    """Symmetric, above the floor, and of the family."""
+def project(scale: Tensor, sides: Sides) -> Tensor:
+    """Matrices ``(K, D, D)`` made symmetric, above the floor, and of the family."""
     values, vectors = torch.linalg.eigh((scale + scale.mT) / 2)
     if sides.family == "low_rank":
-        rest = values[..., : -sides.rank].mean(-1, keepdim=True)
-        values = torch.cat([rest.expand(*rest.shape[:-1], values.shape[-1] - sides.rank),
-                            values[..., -sides.rank :]], -1)  # fmt: skip
+        rest = values[..., : -sides.rank]
+        alike = rest.mean(-1, keepdim=True).expand_as(rest)
+        values = torch.cat([alike, values[..., -sides.rank :]], -1)
     return (vectors * values.clamp_min(sides.floor).unsqueeze(-2)) @ vectors.mT
+
+
+def times(scale: Tensor, x: Tensor) -> Tensor:
+    """``S_k x_k`` of scales as a state has them and ``x (K, D)``."""
+    return scale * x if scale.ndim == 2 else (scale @ x[..., None])[..., 0]
+
+
+def moved(state: State, by0: Tensor, by1: Tensor, epsilon: float) -> State:
+    """The state of the same plan where the start has moved by ``by0 (D,)`` and the data by ``by1``."""
+    carried = times(state.scale, by0.expand_as(state.location))
+    weight = (by0 * (carried - 2 * (state.location + by1))).sum(1) / (2 * epsilon)
+    return State(state.log_weight + weight, state.location + by1 - carried, state.scale)
