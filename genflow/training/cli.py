@@ -123,7 +123,7 @@ def check_resume(path: Path, training: L.LightningModule) -> None:
 
 
 def _awaits_data(training: L.LightningModule, name: str) -> bool:
-    """Whether ``name`` is a buffer that ``prepare`` is yet to fill, or of a part whose size it chooses."""
+    """Whether ``name`` is a buffer that ``prepare`` is yet to fill, or of a part that it sizes."""
     owner, _, buffer = name.rpartition(".")
     for within, module in training.named_modules():
         if getattr(module, "components", None) == "auto" and f"{owner}.".startswith(f"{within}."):

@@ -25,7 +25,7 @@ class LightBridge(Anchored, Parametrised):
     The bridge of :math:`dX = \sqrt\varepsilon\,dW` between two laws, i.e. the entropic plan of cost
     :math:`|x_0-x_1|^2/2` at temperature :math:`\varepsilon`: ``epsilon`` :math:`= \sigma^2`. Drift,
     plan, transitions and densities are closed forms; forms are computed in float64, and answers have
-    the dtype of the states that they are asked for.
+    the dtype of the states that they are asked for. A device without float64 (MPS) cannot run it.
 
     >>> bridge = LightBridge(2, 20, epsilon=0.1).fit(x0, x1)  # doctest: +SKIP
     >>> bridge.plan(x0).mean, bridge.drift(0.5, x0), bridge.sample_at(x0, 0.5)  # doctest: +SKIP
@@ -139,8 +139,8 @@ class LightBridge(Anchored, Parametrised):
         x1 = self.plan(x0).sample(generator=generator) if x1 is None else x1
         if x1.shape != x0.shape:
             raise ValueError(
-                f"LightBridge.sample_path: x1 has shape {tuple(x1.shape)} but x0 {tuple(x0.shape)}; they "
-                "must be equal"
+                f"LightBridge.sample_path: x1 has shape {tuple(x1.shape)} but x0 {tuple(x0.shape)}; "
+                "they must be equal"
             )
         states, s, x = [], 0.0, x0
         for t in grid.tolist():
@@ -192,8 +192,8 @@ class LightBridge(Anchored, Parametrised):
             held_out: part of the rows that is kept out, to end the polish where their objective no
                 longer falls, and to keep the best; 0 for none.
             tolerance: fall of the objective in nats below which the fixed point has converged.
-            pilot: the most rows of each side that k-means, the fixed point and L-BFGS see, and by which the
-                objective is told; Adam draws from all.
+            pilot: the most rows of each side that k-means, the fixed point and L-BFGS see, and by which
+                the objective is told; Adam draws from all.
             restart: begin anew; ``False`` goes on from the present numbers.
             generator: where all draws come from.
             progress: show a progress bar.

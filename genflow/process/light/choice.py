@@ -110,8 +110,8 @@ def _compare(found: list[tuple[int, float, Tensor, Tensor]]) -> list[Choice]:
 
 
 def _part(side: Rows) -> tuple[Rows, Tensor]:
-    """The side with rows to judge by apart, in the user's coordinates: of a table those that are held out
-    already or a fifth, of a law half of the fresh ones."""
+    """The side with rows to judge by apart, in the user's coordinates: of a table those that are held
+    out already or a fifth, of a law half of the fresh ones."""
     if side.law is not None:
         half = len(side.held_out) // 2
         return replace(side, held_out=side.held_out[:half]), side.held_out[half:] + side.centre

@@ -69,8 +69,8 @@ class Settings:
 class Fit:
     """One fit of a fixed number of components: its data, its clock and its trace.
 
-    Everything inside is in the coordinates of centred rows; the bridge that is fitted is in those of the
-    user.
+    Everything inside is in the coordinates of centred rows; the bridge that is fitted is in those of
+    the user.
 
     Args:
         bridge: what is fitted, in place.

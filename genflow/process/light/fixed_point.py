@@ -33,10 +33,10 @@ class Look:
 class Step:
     r"""The way from a state to where the moments of both sides would have the components.
 
-    Part of a way is taken in each component's own frame, the centre :math:`m` of its share of the start:
-    by its weight there, :math:`\log\alpha + (m^\top Sm + 2r^\top m)/2\varepsilon`, the place
-    :math:`r + Sm` that it carries the centre to, and its scale. In :math:`\alpha` and :math:`r` themselves
-    half a change of :math:`S` would move what the component carries.
+    Part of a way is taken in each component's own frame, the centre :math:`m` of its share of the
+    start: by its weight there, :math:`\log\alpha + (m^\top Sm + 2r^\top m)/2\varepsilon`, the place
+    :math:`r + Sm` that it carries the centre to, and its scale. In :math:`\alpha` and :math:`r`
+    themselves half a change of :math:`S` would move what the component carries.
     """
 
     def __init__(self, look: Look, sides: Sides) -> None:
@@ -122,7 +122,7 @@ def iterate(
         tell: called after each with the look at it and the part of the step that was taken.
 
     Returns:
-        The state, and whether the iteration had converged: a good part of a step gained next to nothing.
+        The state, and whether the iteration had converged: a good part of a step gained nothing.
     """
     look, share = Look(state, sides), 1.0
     for _ in range(iterations):

@@ -15,7 +15,8 @@ class Entry(NamedTuple):
         objective: on the rows of a table, and on fresh ones of a law.
         held_out: on held-out rows of tables; ``None`` where there are none.
         step: part of the fixed-point step that was taken, or Adam's rate.
-        seconds: of CPU since the fit began, looks such as this one left out.
+        seconds: of CPU of the process since the fit began, the search of ``"auto"`` included, without
+            looks such as this one and without the draws of a law.
     """
 
     stage: str

@@ -159,8 +159,8 @@ class Parametrised(Process):
         least = torch.linalg.eigvalsh(scale) if scale.ndim == 3 else scale
         if bool((least <= 0).any()):
             raise ValueError(
-                f"LightBridge.assign: the least eigenvalue of scale is {float(least.min()):g}; all must "
-                "be positive"
+                f"LightBridge.assign: the least eigenvalue of scale is {float(least.min()):g}; all "
+                "must be positive"
             )
         self.log_weight.copy_(log_weight)
         self.location.copy_(location)

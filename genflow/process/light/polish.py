@@ -108,7 +108,7 @@ def adam(
 def lbfgs(
     bridge: LightBridge, rows: tuple[Tensor, Tensor], steps: int, tell: Callable[[int], bool]
 ) -> None:
-    """L-BFGS with a strong Wolfe search on fixed rows, in place; it ends where nothing moves any more."""
+    """L-BFGS with a strong Wolfe search on fixed rows, in place, until nothing moves any more."""
     optimizer = torch.optim.LBFGS(
         bridge.parametrised(), max_iter=1, history_size=20, line_search_fn="strong_wolfe",
         tolerance_grad=0, tolerance_change=0,
@@ -128,7 +128,7 @@ def lbfgs(
 
 
 def resting(bridge: LightBridge, draw: Draw) -> bool:
-    """Whether the gradient is lost in the noise of batches: the mean of its squares over all parameters, in
+    """Whether the gradient is lost in the noise of batches: the mean of its squares over parameters, in
     units of their standard errors, is below ``REST`` (of noise alone it is about one)."""
     grads = []
     for _ in range(BATCHES):

@@ -112,13 +112,13 @@ class Potential:
         size = len(r.mT)
         slope, pull = slope.expand(-1, size), pull * r
         logits = torch.cat([slope * wide, pull * (2 * wide)], 1).mT.contiguous()
-        slope, pull = slope.to(x.dtype), pull.to(x.dtype)
         found = []
         for some in x.split(max(1, BLOCK // len(r))):
             y = some.double()
             w = torch.addmm(own, torch.cat([y * y, y], 1), logits)
-            w = w.sub_(w.amax(1, keepdim=True)).to(x.dtype).softmax(1)
-            found.append(torch.addcmul(_product(w, pull), _product(w, slope), some))
+            w = w.sub_(w.amax(1, keepdim=True)).to(x.dtype).softmax(1).double()
+            # both sums are large and cancel near t = 1, but the same weights in both do no harm
+            found.append(torch.addcmul(_product(w, pull), _product(w, slope), y).to(x.dtype))
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _drift(self, t: Tensor, x: Tensor) -> Tensor:

@@ -89,8 +89,8 @@ def gather(
     held = LOOKED_AT if law is not None else held
     if len(rows) - held < 2:
         raise ValueError(
-            f"LightBridge.fit: held_out={share:g} leaves {len(rows) - held} of {len(rows)} rows of {name} "
-            "to fit to; at least 2 are needed"
+            f"LightBridge.fit: held_out={share:g} leaves {len(rows) - held} of {len(rows)} rows of "
+            f"{name} to fit to; at least 2 are needed"
         )
     kept, out = rows[held:], rows[:held] if held else None
     centre = kept[:pilot].mean(0)
