@@ -1,4 +1,4 @@
-"""Light bridges of every family beside their published forms, written with matrices and torch's own laws."""
+"""Light bridges of every family beside their published forms, in matrices and torch's own laws."""
 
 import math
 from typing import NamedTuple
@@ -14,7 +14,7 @@ double = torch.float64
 
 
 class Numbers(NamedTuple):
-    """What a bridge was given: epsilon, log-weights ``(K,)``, locations ``(K, d)``, matrices ``(K, d, d)``."""
+    """What a bridge was given: log-weights ``(K,)``, locations ``(K, d)``, matrices ``(K, d, d)``."""
 
     epsilon: float
     log_weight: Tensor
@@ -114,7 +114,7 @@ def log_transition(n: Numbers, s: float, t: float, x: Tensor, y: Tensor) -> Tens
 
 
 def law_at(n: Numbers, t: float, x0: Tensor) -> D.MixtureSameFamily:
-    """Law of ``x_t`` given starts ``x0 (B, d)``: the plan's components, moved and widened by a bridge."""
+    """Law of ``x_t`` given starts ``x0 (B, d)``: the plan's components, moved and widened."""
     square = torch.einsum("bd,kde,be->bk", x0, n.matrices, x0) + 2 * x0 @ n.location.mT
     ends = n.location + torch.einsum("kde,be->bkd", n.matrices, x0)
     means = (1 - t) * x0[:, None] + t * ends
@@ -149,5 +149,7 @@ def energy_score(x: Tensor, y: Tensor, shuffles: int = 60) -> float:
     def value(signs: Tensor) -> Tensor:
         return -(signs @ apart @ signs)
 
-    null = torch.stack([value(sign[torch.randperm(len(both), generator=draw)]) for _ in range(shuffles)])
+    null = torch.stack(
+        [value(sign[torch.randperm(len(both), generator=draw)]) for _ in range(shuffles)]
+    )
     return float((value(sign) - null.mean()) / null.std())

@@ -37,6 +37,8 @@ class Anchored:
     def anchor(self, x0: Tensor) -> Any:
         """Keep rows ``x0 (n, *d)`` of the source (4,096 of them, evenly) to run backwards to."""
         flat = self._flat("x0", x0)
+        if len(flat) == 0:
+            raise ValueError("LightBridge.anchor: x0 must hold at least one row")
         evenly = torch.linspace(0, len(flat) - 1, min(MOST, len(flat)), dtype=torch.float64)
         self.anchor_flat(flat[evenly.round().long().to(flat.device)])  # a table may be sorted
         return self
@@ -112,7 +114,7 @@ class Anchored:
 
     def _parts(self, t: Tensor, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         size = max(1, CHUNK // len(self._rows()))
-        parts = range(0, len(x), size)
+        parts = range(0, max(1, len(x)), size)
         return [(t if t.ndim == 0 else t[k : k + size], x[k : k + size]) for k in parts]
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:

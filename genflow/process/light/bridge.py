@@ -134,7 +134,8 @@ class LightBridge(Anchored, Parametrised):
             ``(S+1, B, *d)``.
         """
         grid = torch.as_tensor(times, dtype=torch.float64).cpu()
-        if grid.ndim != 1 or bool((grid.diff() <= 0).any()) or grid.min() < 0 or grid.max() > 1:
+        inside = grid.ndim == 1 and len(grid) > 0 and bool(((grid >= 0) & (grid <= 1)).all())
+        if not inside or bool((grid.diff() <= 0).any()):
             raise ValueError("LightBridge.sample_path: times must rise strictly within [0, 1]")
         x1 = self.plan(x0).sample(generator=generator) if x1 is None else x1
         if x1.shape != x0.shape:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 CANDIDATES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 """Numbers of components that ``"auto"`` tries, in this order."""
-EACH = 5
-"""Rows that a component must have on average to be tried."""
+EACH, ENOUGH = 5, 10
+"""Rows that a component must have on average to be tried, and rows of a table for more than one."""
 
 
 def fit(
@@ -46,8 +46,9 @@ def fit(
             raise ValueError(
                 "LightBridge.fit: restart=False needs a bridge of a known number of components"
             )
-        choices = choose(bridge, start, stop, settings, generator)
-        bridge.resize(chosen(choices))
+        if all(side.table is None or len(side.table) >= ENOUGH for side in (start, stop)):
+            choices = choose(bridge, start, stop, settings, generator)
+        bridge.resize(chosen(choices) if choices else 1)
     if bridge.components > len(stop.pilot):
         raise ValueError(
             f"LightBridge.fit: {bridge.components} components need at least as many rows of x1, but "

@@ -179,29 +179,33 @@ class Fit:
         patience, every = 0, max(1, options.steps // LOOKS)
         fresh = self.start.law is not None or self.stop.law is not None
 
-        def tell(k: int) -> bool:
+        def look(k: int, last: bool) -> bool:
             nonlocal best, least, patience
-            if k % every and k != options.steps:
-                return False
             rate = options.rate * (1 + math.cos(math.pi * k / options.steps)) / 2
             self._look(options.polish, k, step=rate if options.polish == "adam" else 1.0)
             value, patience = self._judged(history[-1]), patience + 1
             if not math.isfinite(value):
                 return True
             # of fresh rows the least look would be the luckiest: there the last counts, or none
-            if value < least and (k == options.steps or not fresh):
+            if value < least and (last or not fresh):
                 best, least, patience = work.numbers(), value, 0
             # the first half of the decay is too noisy to tell
             late = 2 * k > options.steps and history[-1].held_out is not None
             history.stopped = late and patience >= PATIENCE
             return history.stopped
 
+        def tell(k: int) -> bool:
+            last = k == options.steps
+            return look(k, last) if last or k % every == 0 else False
+
         if options.polish == "adam":
             floor, spread = math.log(self.sides.floor), self._spread()
             draw = lambda: self._draw(options.batch_size)  # noqa: E731
             adam(work, draw, options.steps, options.rate, spread, floor, tell)
         else:
-            lbfgs(work, (self.start.pilot, self.stop.pilot), options.steps, tell)
+            taken = lbfgs(work, (self.start.pilot, self.stop.pilot), options.steps, tell)
+            if taken < options.steps:
+                look(taken, last=True)
         work.assign(*best)
         history.converged = history.stopped or resting(work, lambda: self._draw(options.batch_size))
 

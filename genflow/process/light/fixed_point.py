@@ -122,7 +122,7 @@ def iterate(
         tell: called after each with the look at it and the part of the step that was taken.
 
     Returns:
-        The state, and whether the iteration had converged: a good part of a step gained nothing.
+        The state, and whether the iteration had converged: a good part of a step changes nothing.
     """
     look, share = Look(state, sides), 1.0
     for _ in range(iterations):
@@ -130,14 +130,15 @@ def iterate(
         if reborn is not None:
             tried = Look(reborn, sides)
             look = tried if tried.objective < look.objective else look
-        step, before = Step(look, sides), look.objective
+        step, before, flat = Step(look, sides), look.objective, False
         while True:
             tried = Look(step.part(share), sides)
             if tried.objective < before:
                 break
+            flat = flat or (share >= SURE and tried.objective - before < tolerance)
             share /= 2
             if share < LEAST:
-                return look.state, False
+                return look.state, flat
         look, taken, share = tried, share, min(1.0, 2 * share)
         tell(look, taken)
         if before - look.objective < tolerance:

@@ -87,7 +87,7 @@ class Transition(Distribution):
         found = []
         for rows in self._chunks():
             own = self._rows(rows)
-            at_once = max(1, CHUNK // (len(own._flat) * self.potential.location.numel()))
+            at_once = max(1, CHUNK // max(1, len(own._flat) * self.potential.location.numel()))
             parts = [y] if self._tracked(value) else y.split(at_once)
             found.append(torch.cat([own._log_prob(part[:, rows]) for part in parts]))
         return torch.cat(found, -1).reshape(*lead, len(self._flat)).to(self.x.dtype)

@@ -107,11 +107,12 @@ def adam(
 
 def lbfgs(
     bridge: LightBridge, rows: tuple[Tensor, Tensor], steps: int, tell: Callable[[int], bool]
-) -> None:
-    """L-BFGS with a strong Wolfe search on fixed rows, in place, until nothing moves any more."""
+) -> int:
+    """L-BFGS with a strong Wolfe search on fixed rows, in place, until nothing moves any more; how many
+    steps it took."""
     optimizer = torch.optim.LBFGS(
-        bridge.parametrised(), max_iter=1, history_size=20, line_search_fn="strong_wolfe",
-        tolerance_grad=0, tolerance_change=0,
+        bridge.parametrised(), max_iter=1, max_eval=25, history_size=20,
+        line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0,
     )  # fmt: skip
 
     def value() -> Tensor:
@@ -119,12 +120,12 @@ def lbfgs(
             return torch.tensor(slope(bridge, *rows), dtype=torch.float64)
 
     last = math.inf
-    for k in range(steps):
+    for k in range(1, steps + 1):
         now = float(optimizer.step(value))
-        still = last - now <= 1e-10 * abs(now)
-        if tell(steps if still else k + 1) or still:
-            break
+        if tell(k) or last - now <= 1e-12 * abs(now):
+            return k
         last = now
+    return steps
 
 
 def resting(bridge: LightBridge, draw: Draw) -> bool:
