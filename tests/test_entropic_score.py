@@ -80,7 +80,7 @@ def test_kl_agrees_with_plain_averages_and_its_own_error(size):
     together = math.hypot(error, float(values.std()) / 40**0.5)
     assert abs(float(values.mean()) - float(rows.mean())) < 4.5 * together
     gain = error * (len(rows) / 1000) ** 0.5 / float(values.std())
-    assert gain > {0.01: 8, 0.1: 1.2, 0.5: 0.6}[size]  # and no bias where it is far
+    assert gain > {0.01: 8, 0.1: 0.9, 0.5: 0.6}[size]  # and no bias where it is far
 
 
 def test_kl_takes_the_same_draws_for_every_learner():
@@ -207,3 +207,17 @@ def test_bad_calls_are_refused():
         pair.kl(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="no conditional_moments"):
         pair.conditional_bw(nn.Linear(2, 2))
+
+
+def test_divergence_of_a_plan_that_is_too_wide_is_not_understated():
+    # the ratio of such a plan to the truth has heavy tails, which a sample mean misses
+    pair = EntropicPair(3, 1.0, anisotropy=4.0)
+    weight, location, scale = pair.bridge().numbers()
+    wide = pair.bridge().assign(weight, location, scale + 0.3 * torch.eye(3)).requires_grad_(False)
+    x0, x1 = pair.sample(100_000, torch.Generator().manual_seed(1), torch.float64)
+    own = wide.log_normaliser(x0) - wide.log_potential(x1)
+    plain = own - pair.log_normaliser(x0) + pair.log_potential(x1)
+    error = float(plain.std()) / len(plain) ** 0.5
+    found = pair.kl(wide)
+    assert abs(found.value - float(plain.mean())) < 4 * (error**2 + found.error**2) ** 0.5
+    assert found.error < 0.02

@@ -91,7 +91,7 @@ def test_a_fit_that_was_not_says_nothing():
 def test_numbers_that_run_away_are_given_up():
     x0, x1 = tables()
     bridge = light().double()
-    with pytest.warns(RuntimeWarning, match="not converged .* nan; .* smaller rate"):
+    with pytest.warns(RuntimeWarning, match="not converged .* nan, .* smaller rate"):
         bridge.fit(x0, x1, rate=1e300, generator=of_seed(0))
     assert [e.stage for e in bridge.history].count("adam") == 1
     best = min(v for v in bridge.history.objective if math.isfinite(v))

@@ -49,6 +49,10 @@ Moments = Conditional | Callable[[Tensor], tuple[Tensor, Tensor]]
 """``x0 (B, *d)`` to the mean ``(B, d)`` and the covariance ``(B, d, d)`` of ``x1``."""
 
 
+HEAVY = 0.5
+"""Variance of a log-ratio of densities from which the ratio itself has heavy tails."""
+
+
 @torch.no_grad()
 def kl(
     pair: EntropicPair, bridge: Potentials, n: int, generator: torch.Generator | None = None
@@ -60,7 +64,8 @@ def kl(
     With :math:`r = \pi/\pi^*` the mean of :math:`-\log r + b(r - 1)` is taken, the second term having
     the mean zero: near the truth both nearly cancel, and the error falls from :math:`\sqrt{2KL/n}` to
     a small part of KL itself. :math:`b = s/(e^s - 1)`, with ``s`` the variance of :math:`\log r`, is
-    best for a log-normal ``r``, and leaves out the second term where its tails are heavy.
+    best for a log-normal ``r``. Where ``s`` is not small the second term is left out: its tails are
+    heavy, and neither its mean nor its error could be trusted.
 
     Args:
         pair: the truth.
@@ -87,7 +92,7 @@ def kl(
         logs.append(own.to(a.device) - pair.log_normaliser(a) + pair.log_potential(b))
     loss = torch.cat(logs)
     spread = loss.var()
-    share = (spread / spread.expm1()).nan_to_num(1.0)
+    share = (spread / spread.expm1()).nan_to_num(1.0) if spread < HEAVY else 0.0
     rows = loss + share * torch.expm1(-loss)
     return Score(float(rows.mean()), float(rows.std() / n**0.5))
 

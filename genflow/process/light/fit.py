@@ -164,7 +164,8 @@ class Fit:
     def _halvings(self) -> int:
         """How often the epsilon of the warm start is halved until it is the bridge's."""
         first, last = self._first(), self.bridge.epsilon
-        return math.ceil(math.log2(first / last)) if first > last and self.settings.restart else 0
+        anneals = self.settings.restart and last < first < math.inf
+        return math.ceil(math.log2(first / last)) if anneals else 0
 
     def _first(self) -> float:
         """The epsilon that the fixed point begins with."""
@@ -207,6 +208,8 @@ class Fit:
             if taken < options.steps:
                 look(taken, last=True)
         work.assign(*best)
+        if self._judged(history[-1]) > least or not math.isfinite(self._judged(history[-1])):
+            self._look("best", None)  # the last entry is that of the bridge that is given back
         history.converged = history.stopped or resting(work, lambda: self._draw(options.batch_size))
 
     def _spread(self) -> Tensor:

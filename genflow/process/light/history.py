@@ -10,7 +10,8 @@ class Entry(NamedTuple):
     """One look at a fit.
 
     Attributes:
-        stage: ``"warm start"``, ``"annealing"``, ``"fixed point"``, ``"adam"`` or ``"lbfgs"``.
+        stage: ``"warm start"``, ``"annealing"``, ``"fixed point"``, ``"adam"``, ``"lbfgs"``, and
+            ``"best"`` where an earlier state was better than the last of a polish.
         iteration: within the stage.
         objective: on the rows of a table, and on fresh ones of a law.
         held_out: on held-out rows of tables; ``None`` where there are none.
