@@ -51,10 +51,10 @@ class Budget:
     """
 
     light: int = 10_000
-    light_matching: int = 3000
-    matching: int = 3000
-    network: int = 4000
-    starts: int = 100
+    light_matching: int = 1000
+    matching: int = 1000
+    network: int = 2000
+    starts: int = 25
     draws: int = 1000
     samples: int = 10_000
 
