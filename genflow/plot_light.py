@@ -16,7 +16,7 @@ from genflow.process.light.history import History
 
 STAGES = {
     "warm start": "#444444", "annealing": "#8172b3", "fixed point": "#4c72b0", "adam": "#dd8452",
-    "lbfgs": "#dd8452",
+    "lbfgs": "#dd8452", "start": "#444444", "best": "black",
 }  # fmt: skip
 MOST_PATHS = 40
 STEPS = 60
@@ -38,7 +38,8 @@ def trace(history: History, title: str = "") -> Any:
     Returns:
         A matplotlib figure.
     """
-    entries, last = list(history), history[-1].stage
+    entries = list(history)
+    last = [entry.stage for entry in entries if entry.stage != "best"][-1]
     first = next(k for k, entry in enumerate(entries) if entry.stage == last)
     near = slice(max(0, first - 1), None)
     seconds, curves = history.seconds, [[v - history.objective[-1] for v in history.objective]]
