@@ -20,9 +20,9 @@
 # several temperatures. Twenty seconds on one CPU core.
 
 # %%
+import warnings
+
 import matplotlib.pyplot as plt
-import pyro
-import pyro.distributions as dist
 import torch
 
 import genflow
@@ -36,6 +36,7 @@ from genflow.solver import Euler, Exact
 from genflow.source import Gaussian, SwissRoll
 from genflow.target import Drift
 
+warnings.filterwarnings("ignore", "IProgress not found")  # a progress bar that Pyro does not draw
 torch.set_grad_enabled(False)  # we only look, until the end
 draw = torch.Generator().manual_seed(0)
 source, roll = Gaussian(2), SwissRoll(noise=0.8, scale=1 / 7.5)
@@ -93,6 +94,9 @@ print("draws", tuple(plan.sample((100,), generator=draw).shape))
 # particle started and see its end with an error of 0.3: where did it end?
 
 # %%
+import pyro
+import pyro.distributions as dist
+
 law = bridge.plan(few[:1]).mixture()
 prior = dist.MixtureSameFamily(law.mixture_distribution, law.component_distribution)
 seen = torch.tensor([0.2, -0.2])
