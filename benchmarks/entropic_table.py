@@ -52,7 +52,7 @@ class Budget:
 
     light: int = 10_000
     light_matching: int = 1000
-    matching: int = 1000
+    matching: int = 300
     network: int = 2000
     starts: int = 25
     draws: int = 1000

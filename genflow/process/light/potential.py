@@ -84,9 +84,10 @@ class Potential:
         pull = 1 / self.width(t)
         return (self.spectrum.values - 1) * pull, pull
 
-    def logits(self, t: Tensor, x: Tensor) -> Tensor:
-        """The bracket: what each component adds to the potential, ``(B, K)``."""
-        slope, pull = self.coefficients(t)
+    def logits(self, t: Tensor, x: Tensor, given: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The bracket: what each component adds to the potential, ``(B, K)``; from ``coefficients(t)`` if
+        they are given."""
+        slope, pull = self.coefficients(t) if given is None else given
         s, r = self.spectrum, self.location
         square = s.quadratic(x, slope) + 2 * s.linear(x, r, pull) - t[..., None] * s.own(r, pull)
         return self.log_weight + s.count(pull.log()) / 2 + square / (2 * self.epsilon)
@@ -122,8 +123,9 @@ class Potential:
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _drift(self, t: Tensor, x: Tensor) -> Tensor:
-        w = self.logits(t, x).softmax(-1)
-        return self.spectrum.combine(w, x, self.location, *self.coefficients(t))
+        given = self.coefficients(t)
+        w = self.logits(t, x, given).softmax(-1)
+        return self.spectrum.combine(w, x, self.location, *given)
 
     def log_normaliser(self, x0: Tensor) -> Tensor:
         """:math:`\\log c`, ``(B,)``."""
