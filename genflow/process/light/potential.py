@@ -45,7 +45,7 @@ def rows_at(values: Tensor, k: Tensor) -> Tensor:
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b``, from the side that is faster where ``b`` has few columns."""
-    return (b.mT.contiguous() @ a.mT).mT if b.shape[1] < 8 else a @ b
+    return (b.mT.contiguous() @ a.mT).mT if b.shape[1] < 16 else a @ b
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +85,8 @@ class Potential:
         return (self.spectrum.values - 1) * pull, pull
 
     def logits(self, t: Tensor, x: Tensor, given: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """The bracket: what each component adds to the potential, ``(B, K)``; from ``coefficients(t)`` if
-        they are given."""
+        """The bracket: what each component adds to the potential, ``(B, K)``; ``given`` are
+        ``coefficients(t)`` where they are known."""
         slope, pull = self.coefficients(t) if given is None else given
         s, r = self.spectrum, self.location
         square = s.quadratic(x, slope) + 2 * s.linear(x, r, pull) - t[..., None] * s.own(r, pull)
@@ -112,6 +112,7 @@ class Potential:
         )
         size = len(r.mT)
         slope, pull = slope.expand(-1, size), pull * r
+        weighed = torch.cat([pull, slope], 1)
         logits = torch.cat([slope * wide, pull * (2 * wide)], 1).mT.contiguous()
         found = []
         for some in x.split(max(1, BLOCK // len(r))):
@@ -119,7 +120,8 @@ class Potential:
             w = torch.addmm(own, torch.cat([y * y, y], 1), logits)
             w = w.sub_(w.amax(1, keepdim=True)).to(x.dtype).softmax(1).double()
             # both sums are large and cancel near t = 1, but the same weights in both do no harm
-            found.append(torch.addcmul(_product(w, pull), _product(w, slope), y).to(x.dtype))
+            moved = _product(w, weighed)
+            found.append(torch.addcmul(moved[:, :size], moved[:, size:], y).to(x.dtype))
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _drift(self, t: Tensor, x: Tensor) -> Tensor:
