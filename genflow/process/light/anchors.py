@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from genflow.process.light.kept import Kept
-from genflow.process.light.potential import CHUNK, pick
+from genflow.process.light.potential import CHUNK, blocks, pick
 from genflow.tensors import rand_rows, randn_like
 
 MOST = 4096
@@ -113,9 +113,7 @@ class Anchored:
         return self._reached.get([*self.parametrised(), self._rows()], make)
 
     def _parts(self, t: Tensor, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        size = max(1, CHUNK // len(self._rows()))
-        parts = range(0, max(1, len(x)), size)
-        return [(t if t.ndim == 0 else t[k : k + size], x[k : k + size]) for k in parts]
+        return blocks(t, x, CHUNK // len(self._rows()))
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         kept = state.get(prefix + "anchors")

@@ -66,7 +66,7 @@ class LightBridge(Anchored, Parametrised):
 
     def transition_law(self, s: Tensor | float, t: Tensor | float, x: Tensor) -> Transition:
         """Law of ``x_t`` given states ``x (B, *d)`` at ``s < t``; times are numbers or ``(B,)``."""
-        self._flat("x", x)
+        self._check_shape("x", x)
         s, t = self._time(s, x), self._time(t, x)
         if bool((s >= t).any()):
             raise ValueError(

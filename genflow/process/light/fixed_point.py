@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genflow.process.light.state import TINY, Sides, State, match_moments, moments, project, times
+from genflow.process.light.state import TINY, Sides, State, match_moments, moments, over, project, times
 
 LEAST, SURE = 1e-3, 0.25
 """Smallest part of a step that is tried, and that by which a small gain says that there is no more."""
@@ -52,7 +52,7 @@ class Step:
         # a component that one side has forgotten has no moments there: it stays
         alive = (mass0 * len(sides.x0) > 1e-3) & (mass1 * len(sides.x1) > 1e-3)
         aim = State(self.start.log_weight + gain, mean1, scale)
-        self.aim = State(*(torch.where(_over(alive, a), a, b) for a, b in zip(aim, self.start)))
+        self.aim = State(*(torch.where(over(alive, a), a, b) for a, b in zip(aim, self.start)))
 
     def part(self, share: float) -> State:
         """The state at a part of the way, from 0 to 1."""
@@ -144,7 +144,3 @@ def iterate(
         if before - look.objective < tolerance:
             return look.state, taken >= SURE
     return look.state, False
-
-
-def _over(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.reshape(-1, *[1] * (like.ndim - 1))

@@ -35,6 +35,13 @@ def pick(weights: Tensor, u: Tensor) -> Tensor:
     return torch.searchsorted(below, u * below[:, -1:], right=True).clamp_max(weights.shape[1] - 1)
 
 
+def blocks(t: Tensor, x: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Times, one or one a row, and states by so many rows; one block at least."""
+    size = max(1, size)
+    parts = range(0, max(1, len(x)), size)
+    return [(t if t.ndim == 0 else t[k : k + size], x[k : k + size]) for k in parts]
+
+
 def rows_at(values: Tensor, k: Tensor) -> Tensor:
     """Component ``k (n,)`` of values ``(K, R)``, or ``(B, K, R)`` where rows repeat ``n / B`` times."""
     if values.ndim == 2:
@@ -143,8 +150,4 @@ class Potential:
     def _chunks(self, t: Tensor, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         small = t.ndim == 0 and not hasattr(self.spectrum, "vectors")  # then (B, K) is the largest
         each = len(self.location) if small else self.location.numel()
-        size = max(1, CHUNK // each)
-        if len(x) <= size or self.tracked(t, x):
-            return [(t, x)]
-        parts = range(0, len(x), size)
-        return [(t if t.ndim == 0 else t[k : k + size], x[k : k + size]) for k in parts]
+        return blocks(t, x, len(x) if self.tracked(t, x) else CHUNK // each)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genflow.process.light.state import Sides, State, match_moments, moments, shares
+from genflow.process.light.state import Sides, State, match_moments, moments, over, shares
 from genflow.tensors import draw_device
 
 SWEEPS = 60
@@ -55,10 +55,10 @@ def warm_start(
     belongs = torch.nn.functional.one_hot(member, components).to(x1)
     mass, mean, spread = moments(x1, belongs, sides)
     mean = torch.where(mass[:, None] > 0, mean, centres)
-    pooled = (mass[(...,) + (None,) * (spread.ndim - 1)] * spread).sum(0)
+    pooled = (over(mass, spread) * spread).sum(0)
     share = mass * len(x1)
     # small clusters know little of their width: they borrow that of all
-    own = share[(...,) + (None,) * (spread.ndim - 1)]
+    own = over(share, spread)
     spread = (own * spread + 2 * pooled) / (own + 2)
     everything = torch.ones(len(sides.x0), 1).to(x1)
     _, start, width = moments(sides.x0, everything, sides)

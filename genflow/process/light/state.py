@@ -120,3 +120,8 @@ def moved(state: State, by0: Tensor, by1: Tensor, epsilon: float) -> State:
     carried = times(state.scale, by0.expand_as(state.location))
     weight = (by0 * (carried - 2 * (state.location + by1))).sum(1) / (2 * epsilon)
     return State(state.log_weight + weight, state.location + by1 - carried, state.scale)
+
+
+def over(values: Tensor, like: Tensor) -> Tensor:
+    """One value a component ``(K,)`` such that it broadcasts over ``like (K, ...)``."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
