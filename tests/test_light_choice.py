@@ -233,3 +233,11 @@ def test_a_training_chooses_before_it_begins(tmp_path):
     assert process.components == len(process.location) == 5 and process.history.choices
     held = {p for group in part.optimizers().optimizer.param_groups for p in group["params"]}
     assert held == set(process.parameters())
+
+
+def test_numbers_of_another_count_load_into_auto():
+    made = LightBridge(2, 7, 1.0).anchor(torch.randn(9, 2, generator=of_seed(0)))
+    read = LightBridge(2, "auto", 1.0)
+    read.load_state_dict(made.state_dict())
+    assert read.components == 7 and read.anchors.shape == (9, 2)
+    torch.testing.assert_close(read.location, made.location)

@@ -380,3 +380,21 @@ def test_what_is_best_on_held_out_rows_is_kept():
     plain = quick(light(30, 0.2), *tables(150), steps=200).history
     assert not plain.stopped and plain.held_out == len(plain) * [None]
     assert max(entry.iteration for entry in plain if entry.stage == "adam") == 200
+
+
+def test_of_fresh_rows_the_last_look_counts_not_the_luckiest():
+    pair = EntropicPair(2, 1.0)
+    apart = 0
+    for seed in range(4):
+        looks = []
+        bridge = LightBridge(2, 10, 1.0).double()
+        keep = lambda b, _, to=looks: to.append(numbers(b))  # noqa: E731
+        bridge.fit(
+            pair.x0, pair.x1, steps=100, rate=0.005, pilot=2000, generator=of_seed(seed), callback=keep
+        )
+        values, stages = bridge.history.objective, [entry.stage for entry in bridge.history]
+        if stages[-1] == "best":  # nothing was gained: what the polish began with
+            continue
+        apart += min(values[stages.index("adam") :]) < values[-1]
+        assert all(torch.equal(a, b) for a, b in zip(looks[-1], bridge.numbers()))
+    assert apart
