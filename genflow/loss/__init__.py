@@ -7,12 +7,18 @@
 from genflow.loss.base import Loss
 from genflow.loss.bridge import BridgeMatching
 from genflow.loss.combine import On, Sum
+from genflow.loss.direct import Direct
 from genflow.loss.importance import importance_density
 from genflow.loss.light_bridge import LightBridgeKL
 from genflow.loss.matching import Matching, Regression
+from genflow.loss.projection import Projection
+from genflow.loss.refinement import ReferenceRefinement
 from genflow.loss.sample_distance import SampleDistance
+from genflow.loss.static_bridge import StaticBridge
+from genflow.loss.updates import LeastSquares, Update
 
 __all__ = [
-    "BridgeMatching", "LightBridgeKL", "Loss", "Matching", "On", "Regression", "SampleDistance",
-    "Sum", "importance_density",
+    "BridgeMatching", "Direct", "LeastSquares", "LightBridgeKL", "Loss", "Matching", "On", "Projection",
+    "ReferenceRefinement", "Regression", "SampleDistance", "StaticBridge", "Sum", "Update",
+    "importance_density",
 ]  # fmt: skip

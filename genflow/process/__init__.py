@@ -5,9 +5,22 @@ from genflow.process.density import divergence
 from genflow.process.interpolant import StochasticInterpolant
 from genflow.process.learned import LearnedBridge
 from genflow.process.light import LightBridge
+from genflow.process.multimarginal import MultiMarginalBridge
 from genflow.process.noise import Epsilon
+from genflow.process.reference import (
+    Brownian,
+    GradientField,
+    Learned,
+    LotkaVolterra,
+    OrnsteinUhlenbeck,
+    Reference,
+    Repressilator,
+    Vortex,
+)
 from genflow.process.sde import SDE
 
 __all__ = [
-    "SDE", "Epsilon", "LearnedBridge", "LightBridge", "Process", "StochasticInterpolant", "divergence",
+    "SDE", "Brownian", "Epsilon", "GradientField", "Learned", "LearnedBridge", "LightBridge",
+    "LotkaVolterra", "MultiMarginalBridge", "OrnsteinUhlenbeck", "Process", "Reference", "Repressilator",
+    "StochasticInterpolant", "Vortex", "divergence",
 ]  # fmt: skip

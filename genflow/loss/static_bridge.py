@@ -1,0 +1,61 @@
+"""Bridges by static plans: no drift is learned, and nothing is simulated to find the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genflow.checks import count, positive
+from genflow.loss.projection import Projection
+from genflow.process import MultiMarginalBridge
+from genflow.process.multimarginal.plan import solve_plan
+
+
+@dataclass(frozen=True)
+class StaticBridge(Projection):
+    r"""Solves each interval by the plan nearest to the reference's transitions,
+    :math:`\min_\pi KL(\pi\,\|\,\mu_k\otimes\tilde p)`, with :math:`\tilde p` the reference linearised about
+    its own paths; exact for affine drifts, and entropic optimal transport for none.
+
+    Quadratic in the rows of a snapshot; starts are followed in blocks, so that memory is that of one
+    matrix of pairs.
+
+    Args:
+        correct: guided bridges a pair whose likelihood ratios correct its transition density for what
+            the linearisation leaves out; 0 for none. Each costs a path for every pair of rows.
+        tolerance: total variation of a plan's marginals at which to stop.
+        iterations: most updates of the potentials of a plan.
+
+    Raises:
+        NotConverged: where the updates do not suffice, with the remedy.
+    """
+
+    correct: int = 0
+    tolerance: float = 1e-6
+    iterations: int = 20_000
+
+    def __post_init__(self) -> None:
+        count(self, 0, correct=self.correct)
+        count(self, iterations=self.iterations)
+        positive(self, tolerance=self.tolerance)
+
+    @torch.no_grad()
+    def project(self, bridge: MultiMarginalBridge, generator: torch.Generator | None = None) -> Tensor:
+        """Solve all intervals; the objective is the sum of their divergences."""
+        kept, warm, total = bridge.kept, int(bridge.kept.solved or 0) == 1, 0.0
+        corrections = []
+        for k, interval in enumerate(bridge.intervals()):
+            logs = interval.log_density(bridge.steps)
+            if self.correct:
+                corrections.append(interval.correction(bridge.steps, self.correct, generator))
+                logs = logs + corrections[-1]
+            start = kept.rows("right", k + 1).clone() if warm else None
+            plan = solve_plan(logs, interval.mu, interval.nu, start, self.tolerance, self.iterations)
+            kept.rows("left", k).copy_(plan.left)
+            kept.rows("right", k + 1).copy_(plan.right)
+            total = total + plan.objective
+        kept.correction = torch.cat([c.flatten() for c in corrections]) if corrections else None
+        kept.solved.fill_(1)
+        return total

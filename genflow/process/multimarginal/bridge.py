@@ -1,0 +1,169 @@
+"""A bridge through snapshots of a population at several times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genflow.checks import count, positive
+from genflow.process.base import Process
+from genflow.process.multimarginal.interval import Interval
+from genflow.process.multimarginal.ready import check_reference, check_snapshots, check_times
+from genflow.process.multimarginal.solved import Solved
+from genflow.process.multimarginal.state import Kept
+from genflow.process.reference import Reference
+
+PLANS, DRIFTS = 1, 2
+"""What may solve a bridge."""
+
+
+class MultiMarginalBridge(Solved, Process):
+    r"""The path law with given marginals at given times that is nearest to a reference,
+    :math:`\min_{Q} KL(Q\,\|\,P_\theta)`, and the reference that is nearest to it in turn (Shen,
+    Berlinghieri & Broderick 2024, "Multi-marginal Schrödinger bridges with iterative reference
+    refinement").
+
+    The bridge holds the state: snapshots, reference, solution, and the trace of iterations. A loss
+    moves it on: ``StaticBridge`` and ``IPF`` solve it for the reference as it is, ``ReferenceRefinement``
+    refines the reference too. Once solved by plans, drift and transitions are known at any state without a
+    network; past the last snapshot the reference runs on by itself.
+
+    ``sigma`` is known and never learned: path laws of different volatility are infinitely far apart.
+
+    >>> bridge = MultiMarginalBridge(LotkaVolterra(), sigma=0.1, times=[0, 2, 4])  # doctest: +SKIP
+    >>> ReferenceRefinement().fit(bridge, x0, x1, x2)  # doctest: +SKIP
+    >>> bridge.trajectories(), bridge.reference.numbers()  # doctest: +SKIP
+
+    Args:
+        reference: family of drifts.
+        sigma: diffusion coefficient of all path laws, per square root of the users' time; positive.
+        times: of the marginals, rising; ``None`` takes those of the data.
+        steps: of the grid of each interval.
+        regressor: for ``IPF``: a learner with ``fit(t, x, y)`` such as ``GaussianProcess``; each interval
+            gets two copies, one a direction.
+
+    Raises:
+        ValueError: for ``sigma`` that is not positive, or times that do not rise.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        sigma: float,
+        times: Sequence[float] | None = None,
+        steps: int = 50,
+        regressor: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        positive(self, sigma=sigma)
+        count(self, 2, steps=steps)
+        self.reference, self.sigma, self.steps = reference, sigma, steps
+        self.regressor, self.kept = regressor, Kept()
+        self.forwards, self.backwards = nn.ModuleList(), nn.ModuleList()
+        self.times: list[float] | None = None
+        self._weights: Sequence[Tensor | None] | None = None
+        if times is not None:
+            self.observe(times)
+
+    def observe(
+        self, times: Sequence[float], weights: Sequence[Tensor | None] | None = None
+    ) -> MultiMarginalBridge:
+        """Set the clock, and how much the rows of each snapshot count.
+
+        Args:
+            times: of the marginals, rising.
+            weights: ``(N_k,)`` for each marginal, positive; ``None`` counts all rows alike.
+        """
+        self.times = check_times(times)
+        self.span = (self.times[0], self.times[-1])
+        self._weights = weights
+        if self.regressor is not None and len(self.forwards) != len(self.times) - 1:
+            intervals = range(len(self.times) - 1)
+            self.forwards = nn.ModuleList(deepcopy(self.regressor) for _ in intervals)
+            self.backwards = nn.ModuleList(deepcopy(self.regressor) for _ in intervals)
+        return self
+
+    def prepare(self, *xs: Tensor) -> MultiMarginalBridge:
+        """Keep the snapshots ``(N_k, *d)``, after a look at whether the reference can run on them.
+
+        Raises:
+            ValueError: for fewer than two, sizes that do not fit, or a family that gives wrong shapes.
+            FloatingPointError: for one that gives values that are not finite, naming the state.
+        """
+        if self.times is None and len(xs) == 2:
+            self.observe((0.0, 1.0))
+        flat = check_snapshots(self, xs, self._weights)
+        place = next((p.device for p in self.reference.parameters()), flat[0].device)
+        flat = [x.to(place) for x in flat]
+        check_reference(self.reference, self.times, flat)
+        again = self.kept.points is not None and torch.equal(
+            self.kept.points, torch.cat([x.double() for x in flat])
+        )
+        if not again:  # what was solved on these rows is still true
+            self.kept.keep(flat, self._weights)
+        return self
+
+    @property
+    def iterations(self) -> int:
+        """Outer iterations made so far."""
+        return 0 if self.kept.trace is None else len(self.kept.trace)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """After each iteration: ``objective``, ``ess`` and ``parameters``, a flat list in the order of
+        ``reference.numbers()``."""
+        rows = [] if self.kept.trace is None else self.kept.trace.tolist()
+        return [{"objective": r[0], "ess": r[1], "parameters": r[2:]} for r in rows]
+
+    def record(self, objective: float, ess: float = float("nan")) -> None:
+        """Note the end of an outer iteration."""
+        values = [v.detach().double().flatten() for v in self.reference.values().values()]
+        start = torch.tensor([objective, ess], dtype=torch.float64, device=self.kept.points.device)
+        row = torch.cat([start, *values])[None]
+        past = self.kept.trace
+        self.kept.trace = row if past is None else torch.cat([past, row])
+
+    def intervals(self) -> list[Interval]:
+        """Pairs of neighbouring snapshots under the reference as it is.
+
+        Raises:
+            RuntimeError: before ``prepare``.
+        """
+        if self.kept.points is None:
+            raise RuntimeError(
+                "MultiMarginalBridge has seen no snapshots yet: call prepare(x0, ..., xK), or fit of a loss"
+            )
+        found = []
+        for k, span in enumerate(zip(self.times[:-1], self.times[1:])):
+            ends = [self.kept.rows(name, j) for name in ("points", "masses") for j in (k, k + 1)]
+            found.append(Interval(self.reference, self.sigma, *ends, span))
+        return found
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    @property
+    def reversible(self) -> bool:
+        return True
+
+    def forward(self, t: Tensor | float, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.drift(t, x, cond)
+
+    def diffusion(self, t: Tensor, x: Tensor, dw: Tensor) -> Tensor:
+        return self.sigma * dw
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        held = {
+            int(k[len(prefix) :].split(".")[1])
+            for k in state_dict
+            if k.startswith(f"{prefix}forwards.")
+        }
+        if held and self.regressor is not None and len(self.forwards) != len(held):
+            self.forwards = nn.ModuleList(deepcopy(self.regressor) for _ in held)
+            self.backwards = nn.ModuleList(deepcopy(self.regressor) for _ in held)
+        super()._load_from_state_dict(state_dict, prefix, *rest)

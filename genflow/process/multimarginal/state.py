@@ -1,0 +1,77 @@
+"""What a bridge keeps of the data and of its solution, as buffers that travel in checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NAMES = ("points", "masses", "left", "right", "counts", "correction", "trace", "solved")
+
+
+class Kept(nn.Module):
+    """Snapshots of unequal sizes, laid end to end, with the potentials of the plans between them.
+
+    Attributes:
+        points: all rows ``(sum N_k, d)``.
+        masses: of each row; those of a snapshot sum to one.
+        left, right: potentials of each row as start of the next interval and as end of the last.
+        counts: rows of each snapshot ``(K+1,)``.
+        correction: of the log-densities of all pairs, end to end; ``None`` for none.
+        trace: objective, effective sample size and parameters after each iteration, ``(R, 2 + p)``.
+        solved: whether plans (1) or learned drifts (2) solve the bridge; 0 for none.
+    """
+
+    points: Tensor | None
+    masses: Tensor | None
+    left: Tensor | None
+    right: Tensor | None
+    counts: Tensor | None
+    correction: Tensor | None
+    trace: Tensor | None
+    solved: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in NAMES:
+            self.register_buffer(name, None)
+
+    def keep(self, xs: Sequence[Tensor], weights: Sequence[Tensor | None] | None = None) -> None:
+        """Keep snapshots ``(N_k, d)`` and how much each row counts, in float64."""
+        weights = [None] * len(xs) if weights is None else weights
+        masses = []
+        for x, weight in zip(xs, weights):
+            share = torch.ones(len(x)) if weight is None else weight
+            share = share.to(device=x.device, dtype=torch.float64)
+            masses.append(share / share.sum())
+        self.points = torch.cat([x.detach().double() for x in xs])
+        self.masses = torch.cat(masses)
+        self.left, self.right = torch.zeros_like(self.masses), torch.zeros_like(self.masses)
+        self.counts = torch.tensor([len(x) for x in xs], device=self.points.device)
+        self.solved = torch.zeros((), dtype=torch.long, device=self.points.device)
+        self.correction = self.trace = None
+
+    def rows(self, name: str, k: int) -> Tensor:
+        """Part ``k`` of a buffer, a view."""
+        counts = self.counts.tolist()
+        first = sum(counts[:k])
+        return getattr(self, name)[first : first + counts[k]]
+
+    def corrections(self) -> list[Tensor]:
+        """The corrections of each interval, ``(N_k, N_{k+1})``."""
+        counts = self.counts.tolist()
+        sizes = [n * m for n, m in zip(counts[:-1], counts[1:])]
+        parts = self.correction.split(sizes)
+        return [part.view(n, -1) for part, n in zip(parts, counts)]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in NAMES:  # sizes are those of the data that were seen
+            stored = state_dict.get(prefix + name)
+            if stored is not None:
+                place = self.points.device if self.points is not None else stored.device
+                setattr(self, name, torch.empty_like(stored, device=place))
+            else:
+                setattr(self, name, None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
