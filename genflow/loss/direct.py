@@ -24,10 +24,10 @@ LONGEST = 0.5
 class Direct(Update):
     r"""Lowers :math:`J(\theta) = \sum_k\min_\pi KL(\pi\,\|\,\mu_k\otimes\tilde p_\theta)` itself.
 
-    It has the optimum of the alternating projections, without their crawl along flat valleys. The gradient
-    is that of the transitions' log-density under the plans (envelope theorem); steps are those of the BFGS
-    method, guarded: none moves a parameter by more than a half, and none that raises the objective is
-    taken.
+    It has the optimum of the alternating projections, without their crawl along flat valleys. The
+    gradient is that of the transitions' log-density under the plans (envelope theorem); steps are those
+    of the BFGS method, guarded: none moves a parameter by more than a half, and none that raises the
+    objective is taken.
 
     Args:
         warmup: least-squares updates before the first.
@@ -146,7 +146,8 @@ class Descent:
     def _search(
         self, value: float, gradient: Tensor, step: Tensor
     ) -> tuple[Tensor, float, Tensor] | None:
-        """The first of halved steps that lowers the objective enough; ``None``, and no move, for none."""
+        """The first of halved steps that lowers the objective enough; ``None``, and no move, for
+        none."""
         slope = float(gradient @ step)
         for _ in range(10):
             self._move(step)

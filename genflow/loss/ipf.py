@@ -32,7 +32,8 @@ class IPF(Projection):
     bridge keeps two of them for each interval. It is faithful, not fast: a Gaussian process costs
     :math:`n^3` in rows times steps, twice an iteration. The drifts are learned near one snapshot and
     followed to the next, so that a smoother regressor, fewer rows or a larger ``dt`` may never
-    connect the two; ``StaticBridge`` has no such trouble.
+    connect the two. The reference is met in the first simulation alone, so that errors of steps and of
+    regression add up over iterations. ``StaticBridge`` has neither trouble.
 
     The objective is :math:`\sum_k KL(Q_k\,\|\,P_\theta)` of the learned drifts along their last
     paths, in nats. It holds the noise of the regression, and is not on the scale of

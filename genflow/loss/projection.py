@@ -14,7 +14,8 @@ from genflow.process import MultiMarginalBridge
 
 
 class Projection(Loss):
-    """The step of a bridge towards its marginals. It has no gradients: the bridge holds the solution."""
+    """The step of a bridge towards its marginals. It has no gradients: the bridge holds the
+    solution."""
 
     @abstractmethod
     def project(self, bridge: MultiMarginalBridge, generator: torch.Generator | None = None) -> Tensor:
@@ -23,8 +24,8 @@ class Projection(Loss):
     def check(self, learner: Learner) -> None:
         if not isinstance(learner, MultiMarginalBridge):
             raise ValueError(
-                f"{type(self).__name__} solves a MultiMarginalBridge, not a {type(learner).__name__}: use "
-                "process=multi_marginal_bridge"
+                f"{type(self).__name__} solves a MultiMarginalBridge, not a {type(learner).__name__}: "
+                f"use process=multi_marginal_bridge"
             )
 
     def __call__(

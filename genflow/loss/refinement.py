@@ -15,17 +15,17 @@ from genflow.process import MultiMarginalBridge
 
 @dataclass(frozen=True)
 class ReferenceRefinement(Projection):
-    r"""Alternates the two projections of :math:`\min_{Q,\theta} KL(Q\,\|\,P_\theta)` over path laws with the
-    given marginals (Shen, Berlinghieri & Broderick 2024): bridges for the reference, and the reference for
-    the bridges.
+    r"""Alternates the two projections of :math:`\min_{Q,\theta} KL(Q\,\|\,P_\theta)` over path laws
+    with the given marginals (Shen, Berlinghieri & Broderick 2024): bridges for the reference, and the
+    reference for the bridges.
 
     One call is one outer iteration: the reference moves, and the bridges are solved for it, so that the
-    learner is always solved for the reference that it holds. The first call also solves the bridges of the
-    reference's start, which for one close to zero is the vanilla Schrödinger bridge.
+    learner is always solved for the reference that it holds. The first call also solves the bridges of
+    the reference's start, which for one close to zero is the vanilla Schrödinger bridge.
 
-    The objective is :math:`\min_Q KL(Q\,\|\,P_\theta)` up to a constant of the data: it compares families
-    and tells when to stop, without held-out snapshots. It is no likelihood: see ``genflow.population`` for
-    the uncertainty of parameters.
+    The objective is :math:`\min_Q KL(Q\,\|\,P_\theta)` up to a constant of the data: it compares
+    families and tells when to stop, without held-out snapshots. It is no likelihood: see
+    ``genflow.population`` for the uncertainty of parameters.
 
     >>> loss = ReferenceRefinement(StaticBridge(), LeastSquares())  # doctest: +SKIP
     >>> loss.fit(bridge, *snapshots, times=times, iterations=10)  # doctest: +SKIP

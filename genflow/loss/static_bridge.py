@@ -16,8 +16,8 @@ from genflow.process.multimarginal.plan import solve_plan
 @dataclass(frozen=True)
 class StaticBridge(Projection):
     r"""Solves each interval by the plan nearest to the reference's transitions,
-    :math:`\min_\pi KL(\pi\,\|\,\mu_k\otimes\tilde p)`, with :math:`\tilde p` the reference linearised about
-    its own paths; exact for affine drifts, and entropic optimal transport for none.
+    :math:`\min_\pi KL(\pi\,\|\,\mu_k\otimes\tilde p)`, with :math:`\tilde p` the reference linearised
+    about its own paths; exact for affine drifts, and entropic optimal transport for none.
 
     Quadratic in the rows of a snapshot; starts are followed in blocks, so that memory is that of one
     matrix of pairs.

@@ -48,7 +48,8 @@ def regression(
     weighted: bool = False,
     generator: torch.Generator | None = None,
 ) -> Target:
-    """The least-squares problem behind :math:`\\min_\\theta KL(Q\\,\\|\\,P_\\theta)`, of a solved bridge.
+    """The least-squares problem behind :math:`\\min_\\theta KL(Q\\,\\|\\,P_\\theta)`, of a solved
+    bridge.
 
     Solved by plans, its drift is known along sampled bridges; solved by learned drifts, increments of
     trajectories stand for it.
@@ -93,8 +94,8 @@ class LeastSquares(Update):
     r"""The exact :math:`\min_\theta KL(Q\,\|\,P_\theta)`, a regression on the drift of the bridges.
 
     In closed form where the family is linear in its parameters, with those that are positive kept so;
-    else by damped Gauss-Newton steps in what the family keeps (logarithms of positive parameters). A law of
-    the parameters enters as the prior of as many particles as a snapshot has.
+    else by damped Gauss-Newton steps in what the family keeps (logarithms of positive parameters). A
+    law of the parameters enters as the prior of as many particles as a snapshot has.
 
     Args:
         paths: bridges sampled in each interval.
@@ -129,7 +130,8 @@ class LeastSquares(Update):
 
 @torch.no_grad()
 def solve_linear(reference: Reference, target: Target) -> None:
-    """Weighted least squares on the features; positive parameters stay above a millionth of the largest."""
+    """Weighted least squares on the features; positive parameters stay above a millionth of the
+    largest."""
     import numpy as np
     from scipy.optimize import lsq_linear
 

@@ -168,6 +168,38 @@ class Generator(Likelihood):
             ]  # fmt: skip
 
     @torch.no_grad()
+    def trajectories(
+        self,
+        times: Tensor | Sequence[float] | None = None,
+        n: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Whole paths through all snapshots of a multi-marginal bridge, in data units.
+
+        Args:
+            times: rising, in the process's span or past it (forecasts); its own grid by default.
+            n: how many; by default one from every row of every snapshot.
+            generator: where the draws come from.
+
+        Returns:
+            ``(S+1, n, *d)``.
+
+        Raises:
+            ValueError: for a process between two marginals alone.
+        """
+        if not hasattr(self.process, "trajectories"):
+            raise ValueError(
+                f"trajectories run through snapshots, which {_name(self.process)} has none of: use "
+                "sample(..., trajectory=True)"
+            )
+        with evaluating(self):
+            path = self.process.trajectories(times, n, generator)
+        path = path.unflatten(2, self.source.shape)
+        if self.transform is None:
+            return path
+        return self.transform.inverse(path.flatten(0, 1)).unflatten(0, path.shape[:2])
+
+    @torch.no_grad()
     def edit(
         self,
         x: Tensor,

@@ -10,9 +10,11 @@ from genflow.process.noise import Epsilon
 from genflow.process.reference import (
     Brownian,
     GradientField,
+    HierarchicalRates,
     Learned,
     LotkaVolterra,
     OrnsteinUhlenbeck,
+    ParameterLaw,
     Reference,
     Repressilator,
     Vortex,
@@ -20,7 +22,7 @@ from genflow.process.reference import (
 from genflow.process.sde import SDE
 
 __all__ = [
-    "SDE", "Brownian", "Epsilon", "GradientField", "Learned", "LearnedBridge", "LightBridge",
-    "LotkaVolterra", "MultiMarginalBridge", "OrnsteinUhlenbeck", "Process", "Reference", "Repressilator",
-    "StochasticInterpolant", "Vortex", "divergence",
+    "SDE", "Brownian", "Epsilon", "GradientField", "HierarchicalRates", "Learned", "LearnedBridge",
+    "LightBridge", "LotkaVolterra", "MultiMarginalBridge", "OrnsteinUhlenbeck", "ParameterLaw", "Process", "Reference",
+    "Repressilator", "StochasticInterpolant", "Vortex", "divergence",
 ]  # fmt: skip

@@ -27,6 +27,11 @@ class Process(nn.Module, ABC):
         """Whether it can be run from stop to start: an ODE can, noise needs a score."""
         return not self.stochastic
 
+    @property
+    def reach(self) -> tuple[float, float]:
+        """The times that a solver may visit: the span, and for some processes what lies past it."""
+        return self.span
+
     def prepare(self, *xs: Tensor) -> Process:
         """Fit what depends on data, in place, from marginals ``(B, *d)`` in its own space; most
         processes need nothing."""

@@ -106,7 +106,7 @@ class Solver(ABC):
         Args:
             process: what to run.
             x: states at ``times[0]``.
-            times: a monotone grid inside the process's span; evenly spaced ``steps`` if absent.
+            times: a monotone grid inside the process's reach, usually its span; evenly spaced ``steps`` if absent.
                 A falling grid runs the process backwards: an ODE, or noise whose score is known.
             cond: conditions, one a row.
             generator: where the noise is drawn from.
@@ -133,10 +133,11 @@ class Solver(ABC):
         gaps = grid.diff()
         if not (bool((gaps > 0).all()) or bool((gaps < 0).all())):
             raise ValueError("times must rise or fall strictly")
-        if grid.min() < start - 1e-9 or grid.max() > stop + 1e-9:
+        least, most = process.reach
+        if grid.min() < least - 1e-9 or grid.max() > most + 1e-9:
             raise ValueError(
                 f"times run from {grid[0]:g} to {grid[-1]:g}, outside the process's span "
-                f"[{start:g}, {stop:g}]"
+                f"[{least:g}, {most:g}]"
             )
         if grid[0] > grid[-1] and not process.reversible:
             raise ValueError(

@@ -28,9 +28,9 @@ class MultiMarginalBridge(Solved, Process):
     refinement").
 
     The bridge holds the state: snapshots, reference, solution, and the trace of iterations. A loss
-    moves it on: ``StaticBridge`` and ``IPF`` solve it for the reference as it is, ``ReferenceRefinement``
-    refines the reference too. Once solved by plans, drift and transitions are known at any state without a
-    network; past the last snapshot the reference runs on by itself.
+    moves it on: ``StaticBridge`` and ``IPF`` solve it for the reference as it is,
+    ``ReferenceRefinement`` refines the reference too. Once solved by plans, drift and transitions are
+    known at any state without a network; past the last snapshot the reference runs on by itself.
 
     ``sigma`` is known and never learned: path laws of different volatility are infinitely far apart.
 
@@ -43,8 +43,8 @@ class MultiMarginalBridge(Solved, Process):
         sigma: diffusion coefficient of all path laws, per square root of the users' time; positive.
         times: of the marginals, rising; ``None`` takes those of the data.
         steps: of the grid of each interval.
-        regressor: for ``IPF``: a learner with ``fit(t, x, y)`` such as ``GaussianProcess``; each interval
-            gets two copies, one a direction.
+        regressor: for ``IPF``: a learner with ``fit(t, x, y)`` such as ``GaussianProcess``; each
+            interval gets two copies, one a direction.
 
     Raises:
         ValueError: for ``sigma`` that is not positive, or times that do not rise.
@@ -135,7 +135,8 @@ class MultiMarginalBridge(Solved, Process):
         """
         if self.kept.points is None:
             raise RuntimeError(
-                "MultiMarginalBridge has seen no snapshots yet: call prepare(x0, ..., xK), or fit of a loss"
+                "MultiMarginalBridge has seen no snapshots yet: call prepare(x0, ..., xK), or fit of "
+                "a loss"
             )
         found = []
         for k, span in enumerate(zip(self.times[:-1], self.times[1:])):

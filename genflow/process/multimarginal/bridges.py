@@ -1,9 +1,9 @@
 r"""Paths of a reference between given points.
 
 The linearised reference is conditioned exactly: with what is missing at the end, :math:`r = y - m_S -
-\Phi_l\delta_l`, a step is Gaussian with mean :math:`A_l\delta_l + K_lr`, :math:`K_l = Q_l\Phi_{l+1}^\top
-P_l^{-1}`. Guided paths add what the linearisation leaves of the drift; likelihood ratios make them exact
-(Delyon & Hu 2006; Schauer, van der Meulen & van Zanten 2017, "Guided proposals").
+\Phi_l\delta_l`, a step is Gaussian with mean :math:`A_l\delta_l + K_lr`, :math:`K_l =
+Q_l\Phi_{l+1}^\top P_l^{-1}`. Guided paths add what the linearisation leaves of the drift; likelihood
+ratios make them exact (Delyon & Hu 2006; Schauer, van der Meulen & van Zanten 2017).
 """
 
 from __future__ import annotations

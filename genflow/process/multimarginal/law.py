@@ -1,8 +1,8 @@
 r"""The solved bridge at any state: drift both ways, and transitions, without a network.
 
 With the plans' potentials the path law is known: from :math:`x` at :math:`t` the next snapshot's point
-:math:`y_j` is met with probability :math:`\propto e^{b_j}\,\tilde p(y_j|x)`, the last one's :math:`x_i` was
-left with :math:`\propto e^{a_i}\,\tilde p(x|x_i)`, and between two points runs a bridge.
+:math:`y_j` is met with probability :math:`\propto e^{b_j}\,\tilde p(y_j|x)`, the last one's :math:`x_i`
+was left with :math:`\propto e^{a_i}\,\tilde p(x|x_i)`, and between two points runs a bridge.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def draw(share: Tensor, generator: torch.Generator | None) -> Tensor:
 def forecast(
     interval: Interval, s: float, t: float, x: Tensor, steps: int, generator: torch.Generator | None
 ) -> Tensor:
-    """The reference itself from ``x`` at ``s`` to ``t``: past the last snapshot nothing else is known."""
+    """The reference itself from ``x`` at ``s`` to ``t``: past the last snapshot nothing else is
+    known."""
     start, stop = interval.span
     grid = grid_between(s, t, stop - start, 2 * steps)
     for a, b in zip(grid[:-1].tolist(), grid[1:].tolist()):

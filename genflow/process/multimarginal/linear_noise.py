@@ -2,9 +2,9 @@ r"""A reference linearised about its own paths: Gaussian transitions and bridges
 
 About the path :math:`\dot m = f(t, m)` from each start, deviations follow
 :math:`d\delta = J(t, m)\,\delta\,dt + \sigma\,dW`. Over a step of a grid they are multiplied by
-:math:`A_l` and gain a covariance :math:`\sigma^2Q_l`. Everything is built of these by products and sums:
-no fundamental matrix is inverted, so that neither growth nor contraction does harm. Exact for affine
-drifts.
+:math:`A_l` and gain a covariance :math:`\sigma^2Q_l`. Everything is built of these by products and
+sums: no fundamental matrix is inverted, so that neither growth nor contraction does harm. Exact for
+affine drifts.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class LinearNoise:
         )
 
     def remaining(self) -> tuple[Tensor, Tensor]:
-        r"""From every point of the grid to its end: :math:`\Phi_l` and :math:`P_l`, the covariance gained
-        over :math:`\sigma^2`; each ``(S+1, N, d, d)``."""
+        r"""From every point of the grid to its end: :math:`\Phi_l` and :math:`P_l`, the covariance
+        gained over :math:`\sigma^2`; each ``(S+1, N, d, d)``."""
         end = torch.eye(self.mean.shape[2], dtype=self.mean.dtype, device=self.mean.device)
         phi, gained = [end.expand_as(self.step[0])], [torch.zeros_like(self.step[0])]
         for step, noise in zip(self.step.flip(0), self.noise.flip(0)):
@@ -120,8 +120,8 @@ def _check(reached: Tensor, t: Tensor, x: Tensor, reference: Reference) -> None:
 
 
 def log_density(mean: Tensor, covariance: Tensor, y: Tensor, chunk: int = 1 << 24) -> Tensor:
-    """Gaussian log-densities of all ``y (m, d)`` for each of ``mean (n, d)``, ``covariance (n, d, d)``, as
-    ``(n, m)``, in blocks of about ``chunk`` numbers.
+    """Gaussian log-densities of all ``y (m, d)`` for each of ``mean (n, d)``, ``covariance (n, d, d)``,
+    as ``(n, m)``, in blocks of about ``chunk`` numbers.
 
     Raises:
         FloatingPointError: for a covariance that is not positive definite.
@@ -150,6 +150,7 @@ def cholesky(covariance: Tensor) -> Tensor:
     if bool((info != 0).any()):
         raise FloatingPointError(
             "the reference's covariance over an interval is not positive definite: its parameters have "
-            "run away, or too few steps are taken; use more steps, or start nearer to what the data show"
+            "run away, or too few steps are taken; use more steps, or start nearer to what the data "
+            "show"
         )
     return root

@@ -25,7 +25,8 @@ def check_times(times: Sequence[float]) -> list[float]:
     numbers = [float(t) for t in times]
     if len(numbers) < 2 or not all(map(math.isfinite, numbers)):
         raise ValueError(
-            f"MultiMarginalBridge(times={numbers}): give at least two finite times, one for each snapshot"
+            f"MultiMarginalBridge(times={numbers}): give at least two finite times, one for each "
+            f"snapshot"
         )
     for before, after in zip(numbers[:-1], numbers[1:]):
         if not before < after:
@@ -47,20 +48,20 @@ def check_snapshots(
     check_marginals("MultiMarginalBridge", *xs)
     if bridge.times is None:
         raise ValueError(
-            f"MultiMarginalBridge has {len(xs)} snapshots but no times: give times=[...], one for each, or "
-            "data that know theirs"
+            f"MultiMarginalBridge has {len(xs)} snapshots but no times: give times=[...], one for "
+            f"each, or data that know theirs"
         )
     if len(bridge.times) != len(xs):
         raise ValueError(
-            f"MultiMarginalBridge has {len(bridge.times)} times but {len(xs)} snapshots; give one time for "
-            "each"
+            f"MultiMarginalBridge has {len(bridge.times)} times but {len(xs)} snapshots; give one "
+            f"time for each"
         )
     flat = [x.flatten(1) for x in xs]
     if flat[0].shape[1] != bridge.reference.dim:
         raise ValueError(
             f"MultiMarginalBridge: the snapshots have {flat[0].shape[1]} coordinates but "
-            f"{type(bridge.reference).__name__} has {bridge.reference.dim}; set dim of the reference, or "
-            "take a family that fits"
+            f"{type(bridge.reference).__name__} has {bridge.reference.dim}; set dim of the reference, "
+            f"or take a family that fits"
         )
     for time, x in zip(bridge.times, flat):
         if not bool(torch.isfinite(x).all()):
@@ -69,8 +70,8 @@ def check_snapshots(
             )
     if weights is not None and len(weights) != len(xs):
         raise ValueError(
-            f"MultiMarginalBridge: {len(weights)} weights for {len(xs)} snapshots; give one entry each, "
-            "None for even ones"
+            f"MultiMarginalBridge: {len(weights)} weights for {len(xs)} snapshots; give one entry "
+            f"each, None for even ones"
         )
     for time, x, weight in zip(bridge.times, flat, weights or ()):
         if weight is None:
@@ -102,8 +103,8 @@ def check_reference(reference: Reference, times: Sequence[float], xs: Sequence[T
         if len(bad):
             state = ", ".join(f"{v:.4g}" for v in x[bad[0]].tolist())
             raise FloatingPointError(
-                f"{name} gives a drift that is not finite at the state ({state}) of the snapshot at time "
-                f"{time:g}"
+                f"{name} gives a drift that is not finite at the state ({state}) of the snapshot at "
+                f"time {time:g}"
             )
         _check_jacobian(reference, time, x[:PROBES])
 
@@ -120,7 +121,7 @@ def _check_jacobian(reference: Reference, time: float, x: Tensor) -> None:
     wrong = (found - slope).norm(dim=1) > 1e-3 * (slope.norm(dim=1) + 1e-3)
     if float(wrong.double().mean()) > 0.5:
         raise ValueError(
-            f"{type(reference).__name__}: the Jacobian of its drift disagrees with differences of the drift "
-            f"at time {time:g}; a detach() or torch.no_grad() inside the drift does this, and so does an "
-            "activation without second derivative (use silu, softplus or tanh)"
+            f"{type(reference).__name__}: the Jacobian of its drift disagrees with differences of the "
+            f"drift at time {time:g}; a detach() or torch.no_grad() inside the drift does this, and "
+            f"so does an activation without second derivative (use silu, softplus or tanh)"
         )

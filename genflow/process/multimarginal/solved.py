@@ -41,8 +41,8 @@ class Solved:
         return self.span[0], float("inf")
 
     def drift(self, t: Tensor | float, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        r"""Drift :math:`f + \sigma^2\nabla\log h` at ``t``, a number or ``(B,)``, and states ``x (B, *d)``;
-        past the last snapshot, that of the reference."""
+        r"""Drift :math:`f + \sigma^2\nabla\log h` at ``t``, a number or ``(B,)``, and states ``x (B,
+        *d)``; past the last snapshot, that of the reference."""
         return self._by_time(t, x, self._drift)
 
     def backward_drift(self, t: Tensor | float, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -155,8 +155,8 @@ class Solved:
     ) -> Tensor:
         """Whole paths through all snapshots.
 
-        Solved by plans, they pass through rows of every snapshot, chained by the plans; solved by learned
-        drifts, they start at rows of all snapshots and are simulated both ways from there.
+        Solved by plans, they pass through rows of every snapshot, chained by the plans; solved by
+        learned drifts, they start at rows of all snapshots and are simulated both ways from there.
 
         Args:
             times: rising, inside the span or past it (forecasts); by default the grid of all intervals.
@@ -170,7 +170,8 @@ class Solved:
         times = self.grid() if times is None else torch.as_tensor(times, dtype=torch.float64)
         if times.ndim != 1 or not bool((times.diff() > 0).all()) or float(times[0]) < self.span[0]:
             raise ValueError(
-                f"MultiMarginalBridge.trajectories: times must rise and start at {self.span[0]:g} or later"
+                f"MultiMarginalBridge.trajectories: times must rise and start at {self.span[0]:g} or "
+                f"later"
             )
         inside = times[times <= self.span[1]]
         follow = self._stitched if int(self.kept.solved) == 2 else self._chain
@@ -283,6 +284,6 @@ class Solved:
     def _check_solved(self) -> None:
         if self.kept.solved is None or int(self.kept.solved) == 0:
             raise RuntimeError(
-                "MultiMarginalBridge is not solved yet: call fit of ReferenceRefinement, StaticBridge or "
-                "IPF, or run one iteration of such a loss"
+                "MultiMarginalBridge is not solved yet: call fit of ReferenceRefinement, StaticBridge "
+                "or IPF, or run one iteration of such a loss"
             )

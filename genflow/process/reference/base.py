@@ -73,7 +73,8 @@ class Reference(nn.Module, ABC):
         for name, value in values.items():
             if name not in self.raw:
                 raise ValueError(
-                    f"{name_of(self)} has no parameter {name!r}; it has {', '.join(self.names) or 'none'}"
+                    f"{name_of(self)} has no parameter {name!r}; it has "
+                    f"{', '.join(self.names) or 'none'}"
                 )
             raw, old = self._raw(name, value), self.raw[name]
             if raw.shape != old.shape:

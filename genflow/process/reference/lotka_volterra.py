@@ -11,8 +11,8 @@ from genflow.process.reference.base import Reference, Values, stack_square
 class LotkaVolterra(Reference):
     r""":math:`\dot x = \alpha x - \beta xy,\quad \dot y = \delta xy - \gamma y`, all rates positive.
 
-    The published convention of these names (Shen, Berlinghieri & Broderick 2024): ``gamma`` is the death
-    rate of the predators, ``delta`` their growth by prey.
+    The published convention of these names (Shen, Berlinghieri & Broderick 2024): ``gamma`` is the
+    death rate of the predators, ``delta`` their growth by prey.
 
     Args:
         alpha, beta, gamma, delta: where the rates start, per unit of time.

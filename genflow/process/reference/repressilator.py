@@ -41,8 +41,8 @@ class Repressilator(Reference):
         for name, value in self.raw.items():
             if value.shape not in ((), (genes,)):
                 raise ValueError(
-                    f"Repressilator({name}={getattr(self, name)!r}): give one number, or {genes}, one a "
-                    "gene"
+                    f"Repressilator({name}={getattr(self, name)!r}): give one number, or {genes}, one "
+                    f"a gene"
                 )
         if genes < 2:
             raise ValueError(f"Repressilator(genes={genes}): a ring has at least 2 genes")
