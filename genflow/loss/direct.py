@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor
 from genflow.checks import count
 from genflow.loss.updates import LeastSquares, Update, jacobian, raw_parameters
 from genflow.process import MultiMarginalBridge
-from genflow.process.multimarginal.interval import Interval
-from genflow.process.multimarginal.linear_noise import LinearNoise
+from genflow.process.multimarginal.interval import BLOCK, Interval, log_densities, transitions
+from genflow.process.multimarginal.linear_noise import log_density
 from genflow.process.multimarginal.plan import NotConverged, solve_plan
 
 TOLERANCE = 1e-6
 """Relative gain of a step, promised or made, below which steps end."""
+GRAPH = 8
+"""How much more a graph holds than the numbers of a step."""
 LONGEST = 0.5
 """The most that any parameter may move in a step, in what the family keeps (logarithms of rates)."""
 
@@ -52,6 +55,20 @@ class Direct(Update):
             Descent(Profiled(bridge, self.grid), parameters).run(self.steps)
 
 
+def gradient_of(value: Tensor, parameters: list[Tensor]) -> Tensor:
+    """Flat gradient; zeros for a value that depends on none of them."""
+    if not value.requires_grad:
+        return torch.zeros(sum(p.numel() for p in parameters)).to(parameters[0])
+    found = torch.autograd.grad(value, parameters, materialize_grads=True)
+    return torch.cat([g.flatten() for g in found])
+
+
+def together(intervals: Sequence[Interval], steps: int) -> bool:
+    """Whether a graph over all starts fits into memory."""
+    size = intervals[0].x0.shape[1] ** 2 * sum(len(v.x0) for v in intervals)
+    return GRAPH * steps * size <= BLOCK
+
+
 class Profiled:
     """The objective as a function of the parameters, with the plans' potentials from call to call."""
 
@@ -66,44 +83,53 @@ class Profiled:
 
     def __call__(self, parameters: list[Tensor], gradient: bool = True) -> tuple[float, Tensor | None]:
         """The objective (less the prior over the number of particles), and its gradient."""
-        total, surrogate = 0.0, 0.0
-        with torch.set_grad_enabled(gradient):
-            for k, interval in enumerate(self.bridge.intervals()):
-                logs = interval.log_density(self.grid)
-                plan = solve_plan(logs.detach(), interval.mu, interval.nu, self.right[k])
+        intervals, total, plans = self.bridge.intervals(), 0.0, []
+        whole = gradient and together(intervals, self.grid)  # else followed twice, in blocks
+        with torch.set_grad_enabled(whole):
+            logs = list(log_densities(intervals, self.grid)) if whole else None
+        with torch.no_grad():
+            for k, found in enumerate(logs or log_densities(intervals, self.grid)):
+                plan = solve_plan(found, intervals[k].mu, intervals[k].nu, self.right[k])
                 self.right[k] = plan.right
                 total = total + float(plan.objective)
                 if gradient:
-                    surrogate = surrogate - (plan.log_plan.exp() * logs).sum()
+                    plans.append(plan.log_plan.exp())
+        with torch.enable_grad():
             prior = self.bridge.reference.log_prior() / self.particles
         total = total - float(prior)
         if not gradient:
             return total, None
-        if prior.requires_grad:
-            surrogate = surrogate - prior
-        found = torch.autograd.grad(surrogate, parameters, materialize_grads=True)
-        return total, torch.cat([g.flatten() for g in found])
+        down = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
+        down = down.to(parameters[0])
+        parts = zip(plans, logs) if whole else self._blocks(intervals, plans)
+        surrogates = ((plan * found).sum() for plan, found in parts)
+        if whole:  # one pass back
+            surrogates = [torch.stack(list(surrogates)).sum()]
+        for value in surrogates:
+            down = down - gradient_of(value, parameters)
+        return total, down - gradient_of(prior, parameters)
+
+    def _blocks(
+        self, intervals: Sequence[Interval], plans: Sequence[Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of the plans with their log-densities, each block with a graph of its own."""
+        for interval, plan in zip(intervals, plans):
+            for rows in interval.blocks(GRAPH * self.grid):
+                with torch.enable_grad():
+                    found = log_density(*interval.end(rows, self.grid), interval.x1)
+                yield plan[rows], found
 
     def curvature(self, parameters: list[Tensor]) -> Tensor:
         """Gauss-Newton's, with the plans held: an upper bound of the Hessian, to start from."""
-        with torch.no_grad():
-            plans = [(i, self.bridge.plan(k)) for k, i in enumerate(self.bridge.intervals())]
-        total = 0.0
-        for interval, plan in plans:
-            mean, covariance = transitions(interval, self.grid)
-            precision = torch.linalg.inv(covariance.detach())
-            root = torch.linalg.cholesky(precision).mT * plan.sum(1)[:, None, None].sqrt()
-            r = (root @ mean[..., None]).flatten()
-            slope = jacobian(r, parameters)
-            total = total + slope.mT @ slope
+        total, intervals = 0.0, self.bridge.intervals()
+        for k, parts in enumerate(transitions(intervals, self.grid)):
+            share = self.bridge.plan(k).detach().sum(1)
+            for mean, spread, rows in parts:
+                precision = torch.linalg.inv(spread.detach())
+                root = torch.linalg.cholesky(precision).mT * share[rows, None, None].sqrt()
+                slope = jacobian((root @ mean[..., None]).flatten(), parameters)
+                total = total + slope.mT @ slope
         return total
-
-
-def transitions(interval: Interval, grid: int) -> tuple[Tensor, Tensor]:
-    """Means and covariances of the linearised reference from all starts."""
-    lines = LinearNoise.along(interval.reference, interval.x0, interval.grid(grid))
-    mean, gained = lines.end()
-    return mean, interval.sigma**2 * gained
 
 
 class Descent:

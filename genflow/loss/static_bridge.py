@@ -10,6 +10,7 @@ from torch import Tensor
 from genflow.checks import count, positive
 from genflow.loss.projection import Projection
 from genflow.process import MultiMarginalBridge
+from genflow.process.multimarginal.interval import log_densities
 from genflow.process.multimarginal.plan import solve_plan
 
 
@@ -46,8 +47,9 @@ class StaticBridge(Projection):
         """Solve all intervals; the objective is the sum of their divergences."""
         kept, warm, total = bridge.kept, int(bridge.kept.solved or 0) == 1, 0.0
         corrections = []
-        for k, interval in enumerate(bridge.intervals()):
-            logs = interval.log_density(bridge.steps)
+        intervals = bridge.intervals()
+        for k, logs in enumerate(log_densities(intervals, bridge.steps)):
+            interval = intervals[k]
             if self.correct:
                 corrections.append(interval.correction(bridge.steps, self.correct, generator))
                 logs = logs + corrections[-1]

@@ -207,7 +207,8 @@ def levenberg_marquardt(parameters: list[Tensor], residual, log_prior, steps: in
 def jacobian(r: Tensor, parameters: list[Tensor]) -> Tensor:
     """``dr/dtheta``, ``(len(r), p)``."""
     probe = torch.zeros_like(r, requires_grad=True)
-    gradients = torch.autograd.grad(r, parameters, probe, create_graph=True, materialize_grads=True)
+    along = (r * probe).sum()
+    gradients = torch.autograd.grad(along, parameters, create_graph=True, materialize_grads=True)
     flat = torch.cat([g.flatten() for g in gradients])
     columns = []
     for entry in flat:

@@ -23,6 +23,6 @@ from genflow.process.sde import SDE
 
 __all__ = [
     "SDE", "Brownian", "Epsilon", "GradientField", "HierarchicalRates", "Learned", "LearnedBridge",
-    "LightBridge", "LotkaVolterra", "MultiMarginalBridge", "OrnsteinUhlenbeck", "ParameterLaw", "Process", "Reference",
-    "Repressilator", "StochasticInterpolant", "Vortex", "divergence",
+    "LightBridge", "LotkaVolterra", "MultiMarginalBridge", "OrnsteinUhlenbeck", "ParameterLaw",
+    "Process", "Reference", "Repressilator", "StochasticInterpolant", "Vortex", "divergence",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,32 @@ from genflow.process.reference import Reference
 
 BLOCK = 1 << 23
 """Numbers of one array of matrices over starts and grid."""
+
+
+def transitions(
+    intervals: Sequence[Interval], steps: int
+) -> Iterator[list[tuple[Tensor, Tensor, slice]]]:
+    """Means ``(N, d)`` and covariances of the linearised reference from all starts to the ends of their
+    intervals, for each interval in blocks with their rows; intervals that fit into one block are
+    followed together, which for small snapshots costs as much as one."""
+    first = intervals[0]
+    rows, dim = [len(v.x0) for v in intervals], first.x0.shape[1]
+    if sum(rows) * steps * dim**2 > BLOCK:
+        for interval in intervals:
+            yield [(*interval.end(rows, steps), rows) for rows in interval.blocks(steps)]
+        return
+    grids = [v.grid(steps)[:, None].expand(-1, n) for v, n in zip(intervals, rows)]
+    starts = torch.cat([v.x0 for v in intervals])
+    mean, gained = LinearNoise.along(first.reference, starts, torch.cat(grids, 1)).end()
+    for interval, m, g in zip(intervals, mean.split(rows), gained.split(rows)):
+        yield [(m, interval.sigma**2 * g, slice(0, len(m)))]
+
+
+def log_densities(intervals: Sequence[Interval], steps: int) -> Iterator[Tensor]:
+    r"""Log-densities :math:`\log\tilde p(y_j|x_i)` of each interval, ``(n, m)``; differentiable
+    in the parameters."""
+    for interval, parts in zip(intervals, transitions(intervals, steps)):
+        yield torch.cat([log_density(mean, spread, interval.x1) for mean, spread, _ in parts])
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +77,11 @@ class Interval:
         for k in range(0, len(self.x0), size):
             yield slice(k, k + size)
 
-    def log_density(self, steps: int) -> Tensor:
-        r"""Linear-noise log-density :math:`\log\tilde p(y_j|x_i)`, ``(n, m)``; differentiable in the
-        parameters."""
-        parts, grid = [], self.grid(steps)
-        for rows in self.blocks(steps):
-            mean, gained = LinearNoise.along(self.reference, self.x0[rows], grid).end()
-            parts.append(log_density(mean, self.sigma**2 * gained, self.x1))
-        return torch.cat(parts)
+    def end(self, rows: slice, steps: int) -> tuple[Tensor, Tensor]:
+        """Mean and covariance at the end of the linearised reference from some rows."""
+        lines = LinearNoise.along(self.reference, self.x0[rows], self.grid(steps))
+        mean, gained = lines.end()
+        return mean, self.sigma**2 * gained
 
     @torch.no_grad()
     def paths(

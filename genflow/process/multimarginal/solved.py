@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genflow.process.multimarginal.bridges import Paths
-from genflow.process.multimarginal.interval import Interval
+from genflow.process.multimarginal.interval import Interval, log_densities
 from genflow.process.multimarginal.ipf import stitched
 from genflow.process.multimarginal.law import Ahead, Behind, draw, forecast
 from genflow.process.multimarginal.state import Kept
@@ -258,7 +258,8 @@ class Solved:
     def plan(self, k: int) -> Tensor:
         """The plan of interval ``k``, ``(N_k, N_{k+1})``, whose rows sum to one times their masses."""
         left, right = self.kept.rows("left", k), self.kept.rows("right", k + 1)
-        logs = self.intervals()[k].log_density(self.steps) + left[:, None] + right
+        (logs,) = log_densities(self.intervals()[k : k + 1], self.steps)
+        logs = logs + left[:, None] + right
         if self.kept.correction is not None:
             logs = logs + self.kept.corrections()[k]
         return logs.exp()

@@ -19,7 +19,7 @@ Law = Callable[[], dict[str, Tensor]]
 
 
 class ParameterLaw(Reference):
-    r"""A family of drifts whose parameters follow any Pyro model, hierarchical ones and plates included.
+    r"""A family of drifts whose parameters follow any Pyro model, hierarchical ones and plates too.
 
     The latent sites of the model are kept unconstrained, in float64, and start at their medians (their
     means where no median is known); ``values`` runs the model at them. ``log_prior`` is the sum of the
@@ -29,7 +29,7 @@ class ParameterLaw(Reference):
 
     Args:
         reference: the family; parameters that the law does not return stay free as they are.
-        law: a callable without arguments with ``pyro.sample`` sites, such as :class:`HierarchicalRates`;
+        law: a callable without arguments with ``pyro.sample`` sites, as :class:`HierarchicalRates` is;
             its values may have any shape that the family's drift can use. A dataclass or an
             ``nn.Module`` can be described by ``genflow.spec``.
 
@@ -208,8 +208,8 @@ def _checked(reference: Reference, values: Any) -> tuple[str, ...]:
     if not isinstance(values, dict) or not values or not set(values) <= set(reference.names):
         given = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
         raise ValueError(
-            f"ParameterLaw: the law must return a dict of parameters of {name_of(reference)} ({known}), "
-            f"got {given or 'none'}"
+            f"ParameterLaw: the law must return a dict of parameters of {name_of(reference)} "
+            f"({known}), got {given or 'none'}"
         )
     shapes = {name: tuple(torch.as_tensor(value).shape) for name, value in values.items()}
     x = torch.ones(5, reference.dim, dtype=torch.float64)
