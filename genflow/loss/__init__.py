@@ -8,7 +8,9 @@ from genflow.loss.base import Loss
 from genflow.loss.bridge import BridgeMatching
 from genflow.loss.combine import On, Sum
 from genflow.loss.direct import Direct
+from genflow.loss.gradient_update import Gradient
 from genflow.loss.importance import importance_density
+from genflow.loss.ipf import IPF
 from genflow.loss.light_bridge import LightBridgeKL
 from genflow.loss.matching import Matching, Regression
 from genflow.loss.projection import Projection
@@ -18,7 +20,7 @@ from genflow.loss.static_bridge import StaticBridge
 from genflow.loss.updates import LeastSquares, Update
 
 __all__ = [
-    "BridgeMatching", "Direct", "LeastSquares", "LightBridgeKL", "Loss", "Matching", "On", "Projection",
-    "ReferenceRefinement", "Regression", "SampleDistance", "StaticBridge", "Sum", "Update",
-    "importance_density",
+    "IPF", "BridgeMatching", "Direct", "Gradient", "LeastSquares", "LightBridgeKL", "Loss", "Matching",
+    "On", "Projection", "ReferenceRefinement", "Regression", "SampleDistance", "StaticBridge", "Sum",
+    "Update", "importance_density",
 ]  # fmt: skip

@@ -7,25 +7,28 @@ from dataclasses import dataclass
 import torch
 
 from genflow.checks import count, positive
-from genflow.loss.updates import Update
+from genflow.loss.updates import Update, regression
 from genflow.process import MultiMarginalBridge
 
 
 @dataclass(frozen=True)
 class Gradient(Update):
-    r"""Steps of a new Adam on the mean square of :math:`f_\theta(X_s) - (X_{s+h} - X_s)/h` over whole
-    trajectories of the bridge, all at once, as iterative reference refinement was published with (Shen,
-    Berlinghieri & Broderick 2024).
+    r"""Steps of a new Adam towards the drift of the bridges, all samples at once, as iterative
+    reference refinement was published with (Shen, Berlinghieri & Broderick 2024).
 
     It suits families with many parameters, such as networks. It is a partial step: no parameter moves
     by much more than ``steps * lr`` in what the family keeps, which is the logarithm of rates that
-    are positive (the published code moves the rates themselves). Forward differences carry noise of
-    variance :math:`\sigma^2/h`, so that the error does not tell convergence. A law of the parameters
-    enters as the prior of as many particles as a snapshot has.
+    are positive (the published code moves the rates themselves). A law of the parameters enters as the
+    prior of as many particles as a snapshot has.
+
+    After ``IPF`` the targets are forward differences of whole trajectories, as published: they carry
+    noise of variance :math:`\sigma^2/h`, so that the error does not tell convergence. After
+    ``StaticBridge`` they are the drifts of sampled bridges, without that noise.
 
     Args:
         steps: of Adam.
         lr: its rate.
+        paths: bridges sampled in each interval, after ``StaticBridge``.
 
     Raises:
         ValueError: for numbers out of range, and where the error stops being finite; the reference
@@ -34,9 +37,10 @@ class Gradient(Update):
 
     steps: int = 20
     lr: float = 0.05
+    paths: int = 256
 
     def __post_init__(self) -> None:
-        count(self, steps=self.steps)
+        count(self, steps=self.steps, paths=self.paths)
         positive(self, lr=self.lr)
 
     def step(self, bridge: MultiMarginalBridge, generator: torch.Generator | None = None) -> None:
@@ -45,22 +49,16 @@ class Gradient(Update):
         if not parameters:
             return
         before = [p.detach().clone() for p in parameters]
-        grid = bridge.grid()
-        path = bridge.trajectories(grid, generator=generator)
-        h = grid.diff().to(path)[:, None, None]
-        speed = (path.diff(dim=0) / h).flatten(0, 1)
-        left, weight = (
-            path[:-1].flatten(0, 1),
-            (h / h.mean()).expand(-1, path.shape[1], 1).flatten(0, 1),
-        )
-        t = grid[:-1].to(path).repeat_interleave(path.shape[1])
+        target = regression(bridge, self.paths, generator=generator)
+        share = (target.weight / target.weight.sum() / target.x.shape[1])[:, None]
         # in nats of a snapshot's particles, the mean square is worth this much
-        nats = bridge.kept.counts.double().mean() * h.sum() * path.shape[-1] / (2 * bridge.sigma**2)
+        nats = bridge.kept.counts.double().mean() * target.weight.sum() / (2 * bridge.sigma**2)
+        nats = nats * target.x.shape[1]
         adam = torch.optim.Adam(parameters, lr=self.lr)
         with torch.enable_grad():
             for _ in range(self.steps):
                 adam.zero_grad()
-                loss = (weight * (reference(t, left) - speed).square()).mean()
+                loss = (share * (reference(target.t, target.x) - target.y).square()).sum()
                 loss = loss - reference.log_prior() / nats
                 loss.backward()
                 adam.step()

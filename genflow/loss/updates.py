@@ -60,7 +60,8 @@ def regression(
         h = grid.diff()[:, None]
         t = grid[:-1, None].expand(-1, path.shape[1])
         y = path.diff(dim=0) / h[..., None]
-        return Target(t.flatten(), path[:-1].flatten(0, 1), y.flatten(0, 1), h.expand_as(t).flatten())
+        weight = (h / path.shape[1]).expand_as(t)
+        return Target(t.flatten(), path[:-1].flatten(0, 1), y.flatten(0, 1), weight.flatten())
     parts: list[list[Tensor]] = [[], [], [], []]
     for found in bridge.bridges(paths, generator=generator):
         t, x = found.times[:-1], found.x[:-1]
@@ -113,7 +114,7 @@ class LeastSquares(Update):
     def step(self, bridge: MultiMarginalBridge, generator: torch.Generator | None = None) -> None:
         target = regression(bridge, self.paths, self.weighted, generator)
         reference = bridge.reference
-        if not list(reference.parameters()):
+        if not list(reference.parameters()) or reference.solve(target.x, target.y, target.weight):
             return
         if reference.features(target.t[:1], target.x[:1]) is not None:
             solve_linear(reference, target)
