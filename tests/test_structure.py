@@ -18,7 +18,7 @@ LAYERS = [
     {"solver", "distance"},
     {"model", "diagnostics", "flow", "plot_light"},
     {"oracle"},
-    {"loss"},
+    {"loss", "population"},
     {"data"},
     {"training"},
 ]

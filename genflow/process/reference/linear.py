@@ -67,6 +67,15 @@ class OrnsteinUhlenbeck(Reference):
         slopes = torch.einsum("ij,bk->bijk", eye, x).flatten(2)
         return torch.cat([slopes, eye.expand(len(x), -1, -1)], 2)
 
+    def solve(self, x: Tensor, y: Tensor, weight: Tensor) -> bool:
+        # all coordinates share one design, so that the d (d + 1) parameters need no matrix over them
+        root = weight.sqrt()[:, None]
+        design = torch.cat([x, torch.ones_like(x[:, :1])], 1) * root
+        q, r = torch.linalg.qr(design)
+        found = torch.linalg.lstsq(r.cpu(), (q.mT @ (y * root)).cpu(), driver="gelsd").solution.mT
+        self.assign(matrix=found[:, :-1], shift=found[:, -1])
+        return True
+
     def jacobian(self, t: Tensor | float, x: Tensor, values: Values | None = None) -> Tensor:
         values = self.values() if values is None else values
         return values["matrix"].to(x).expand(*x.shape, self.dim)
