@@ -96,7 +96,7 @@ class Profiled:
                     plans.append(plan.log_plan.exp())
         with torch.enable_grad():
             prior = self.bridge.reference.log_prior() / self.particles
-        total = total - float(prior)
+        total = total - float(prior.detach())
         if not gradient:
             return total, None
         down = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)

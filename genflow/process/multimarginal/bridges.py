@@ -58,10 +58,11 @@ class Guide:
         size = spread.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
         eye = torch.eye(phi.shape[-1], dtype=phi.dtype, device=phi.device)
         self.gain = gain
-        with torch.no_grad():  # of every point of the grid at once
-            flat = lines.mean[:-1].flatten(0, 1)
-            slope = reference.jacobian(lines.times[:-1].flatten(), flat)
-            base = reference(lines.times[:-1].flatten(), flat)
+        with torch.no_grad():  # at every point of the grid at once
+            self.values = reference.values()
+            flat, times = lines.mean[:-1].flatten(0, 1), lines.times[:-1].flatten()
+            slope = reference.jacobian(times, flat, self.values)
+            base = reference.field(times, flat, self.values)
         self.slope, self.base = slope.view_as(lines.step), base.view_as(lines.mean[:-1])
         self.spread = cholesky(spread[:-1] + (1e-12 * size[:-1] + 1e-300) * eye) * sigma
 
@@ -98,7 +99,7 @@ class Guide:
             ahead = lines.mean[k + 1, index] + _times(lines.step[k, index], away)
             ahead = ahead + _times(self.gain[k, index], rest)
             if guided:
-                left = self.reference(t, x) - self.base[k, index]
+                left = self.reference.field(t, x, self.values) - self.base[k, index]
                 left = left - _times(self.slope[k, index], away)
                 log_weight = log_weight + (left * control).sum(1) * h[:, 0] / self.sigma**2
                 ahead = ahead + h * left

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from genflow.process.reference import Reference
+from genflow.process.reference.base import Values
 
 LOG_TWO_PI = math.log(2 * math.pi)
 
@@ -47,9 +48,10 @@ class LinearNoise:
         times = times.to(x)
         times = times[:, None].expand(-1, len(x)) if times.ndim == 1 else times
         eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
+        values = reference.values()  # once: a law of parameters is a program
         means, steps, noises = [x], [], []
         for s, t in zip(times[:-1], times[1:]):
-            state = _runge_kutta(reference, s, (t - s)[:, None, None], means[-1], eye)
+            state = _runge_kutta(reference, values, s, (t - s)[:, None, None], means[-1], eye)
             _check(state[0], s, means[-1], reference)
             for kept, value in zip((means, steps, noises), state):
                 kept.append(value)
@@ -80,7 +82,7 @@ class LinearNoise:
 
 
 def _runge_kutta(
-    reference: Reference, t: Tensor, h: Tensor, x: Tensor, eye: Tensor
+    reference: Reference, values: Values, t: Tensor, h: Tensor, x: Tensor, eye: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, transition and noise of one step of lengths ``h (N, 1, 1)``."""
     flat, length = h[:, :, 0], h[:, 0, 0]
@@ -91,8 +93,8 @@ def _runge_kutta(
             at, a = x + part * flat * means[-1], eye + part * h * steps[-1]
             q = part * h * noises[-1]
         time = t + part * length
-        jacobian = reference.jacobian(time, at)
-        means.append(reference(time, at))
+        jacobian = reference.jacobian(time, at, values)
+        means.append(reference.field(time, at, values))
         steps.append(jacobian @ a)
         if q is None:
             noises.append(eye)
