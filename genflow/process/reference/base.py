@@ -110,7 +110,8 @@ class Reference(nn.Module, ABC):
     def solve(self, x: Tensor, y: Tensor, weight: Tensor) -> bool:
         """Set the parameters to those of the least-squares fit of the drift to ``y (M, d)`` at states
         ``x (M, d)`` with weights ``(M,)``, where a family knows a way of its own; ``False`` for
-        others.""" return False
+        others."""
+        return False
 
     def drift(self, t: Tensor | float, x: Tensor) -> Tensor:
         """Drift ``(B, d)`` at states ``x (B, d)``."""
