@@ -114,15 +114,15 @@ class MultiMarginalBridge(Solved, Process):
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """After each iteration: ``objective``, ``ess`` and ``parameters``, a flat list in the order of
-        ``reference.numbers()``."""
+        """After each iteration: ``objective`` and ``parameters``, a flat list in the order of
+        ``reference.values()``."""
         rows = [] if self.kept.trace is None else self.kept.trace.tolist()
-        return [{"objective": r[0], "ess": r[1], "parameters": r[2:]} for r in rows]
+        return [{"objective": r[0], "parameters": r[1:]} for r in rows]
 
-    def record(self, objective: float, ess: float = float("nan")) -> None:
+    def record(self, objective: float) -> None:
         """Note the end of an outer iteration."""
         values = [v.detach().double().flatten() for v in self.reference.values().values()]
-        start = torch.tensor([objective, ess], dtype=torch.float64, device=self.kept.points.device)
+        start = torch.tensor([objective], dtype=torch.float64, device=self.kept.points.device)
         row = torch.cat([start, *values])[None]
         past = self.kept.trace
         self.kept.trace = row if past is None else torch.cat([past, row])

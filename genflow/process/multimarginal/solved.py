@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from genflow.process.reference import Reference
 from genflow.tensors import randn_like
 
 ROWS = 1 << 11
-"""States that are looked at together."""
+"""The most states that are looked at together."""
+NUMBERS = 1 << 23
+"""Numbers of one array over states and rows of a snapshot."""
 
 
 class Solved:
@@ -62,8 +64,7 @@ class Solved:
         self._check_solved()
         s, t = float(s), float(t)
         flat = x.flatten(1).double()
-        blocks = flat.split(ROWS)
-        ways = [self._walk(s, t, rows, generator) for rows in blocks]
+        ways = [self._walk(s, t, rows, generator) for rows in flat.split(self._together())]
         return torch.cat(ways).to(x.dtype).view_as(x)
 
     def _walk(self, s: float, t: float, x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -104,26 +105,26 @@ class Solved:
         grid = torch.linspace(s, t, n + 1, dtype=torch.float64).tolist()
         field = self.drift if t > s else self.backward_drift
         for a, b in zip(grid[:-1], grid[1:]):
-            middle = (a + b) / 2 if a in (self.times[k], self.times[k + 1]) else a
-            x = (
-                x
-                + (b - a) * field(middle, x)
-                + self.sigma * abs(b - a) ** 0.5 * randn_like(x, generator)
-            )
+            x = x + (b - a) * field(a, x) + self.sigma * abs(b - a) ** 0.5 * randn_like(x, generator)
         return x
 
-    def _by_time(self, t: Tensor | float, x: Tensor, ask) -> Tensor:
+    def _together(self) -> int:
+        """How many states are looked at together."""
+        each = int(self.kept.counts.max()) * self.reference.dim
+        return min(ROWS, max(1, NUMBERS // each))
+
+    def _by_time(self, t: Tensor | float, x: Tensor, ask: Callable[[float, Tensor], Tensor]) -> Tensor:
         """``ask(t, rows)`` for the rows of each distinct time."""
         self._check_solved()
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
         flat = x.flatten(1).double()
         if t.ndim == 0:
-            answers = torch.cat([ask(float(t), rows) for rows in flat.split(ROWS)])
+            answers = torch.cat([ask(float(t), rows) for rows in flat.split(self._together())])
             return answers.to(x.dtype).view_as(x)
         answers = torch.empty_like(flat)
         for time in t.unique().tolist():
             here = (t == time).nonzero()[:, 0]
-            for rows in here.split(ROWS):
+            for rows in here.split(self._together()):
                 answers[rows] = ask(time, flat[rows])
         return answers.to(x.dtype).view_as(x)
 
@@ -281,6 +282,15 @@ class Solved:
             m = len(interval.x1)
             found.append(interval.paths(pair // m, pair % m, self.steps, guided, None, generator))
         return found
+
+    def effective_sample_size(
+        self, n: int | None = None, generator: torch.Generator | None = None
+    ) -> list[float]:
+        """How well guided bridges stand for the true ones in each interval: Kish's fraction of ``n``
+        paths whose likelihood ratios are not spread, 1 where the reference is affine. Small values say
+        that the linearisation is poor there: see ``correct`` of ``StaticBridge``."""
+        weights = [paths.log_weight.softmax(0) for paths in self.bridges(n, generator=generator)]
+        return [float(1 / (len(w) * w.square().sum())) for w in weights]
 
     def _check_solved(self) -> None:
         if self.kept.solved is None or int(self.kept.solved) == 0:

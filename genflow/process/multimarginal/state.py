@@ -20,7 +20,7 @@ class Kept(nn.Module):
         left, right: potentials of each row as start of the next interval and as end of the last.
         counts: rows of each snapshot ``(K+1,)``.
         correction: of the log-densities of all pairs, end to end; ``None`` for none.
-        trace: objective, effective sample size and parameters after each iteration, ``(R, 2 + p)``.
+        trace: objective and parameters after each iteration, ``(R, 1 + p)``.
         solved: whether plans (1) or learned drifts (2) solve the bridge; 0 for none.
     """
 
