@@ -121,7 +121,7 @@ def mean(values: Sequence[float]) -> tuple[float, float]:
 
 def table(found: dict[tuple[str, float], list[dict[str, float]]], options: argparse.Namespace) -> None:
     """Mean ± standard error over seeds; the best of each column bold, and who it is."""
-    times = sorted({held for _, held in found})
+    times, seeds = sorted({held for _, held in found}), max(map(len, found.values()))
     names = [name for name in SOLVERS if any((name, t) in found for t in times)]
     rows: dict[str, list[str]] = {name: [] for name in [*names, FLOOR]}
     said = []
@@ -130,6 +130,8 @@ def table(found: dict[tuple[str, float], list[dict[str, float]]], options: argpa
         best = min((n for n in names if n in scores), key=lambda n: scores[n][0])
         for name in rows:
             text = "{:.3f} ± {:.3f}".format(*scores[name]) if name in scores else "-"
+            runs = len(found.get((name, held), []))
+            text += f" ({runs} seeds)" if 0 < runs < seeds else ""
             rows[name].append(f"**{text}**" if name == best else text)
         close = [
             n for n in names
@@ -140,8 +142,7 @@ def table(found: dict[tuple[str, float], list[dict[str, float]]], options: argpa
         said.append(f"- held out {held:g}: {best} wins{also}")
     for name in rows:
         seconds = [s["cpu_seconds"] for t in times for s in found.get((name, t), [])]
-        rows[name].append(f"{statistics.fmean(seconds):.1f}" if seconds and name != FLOOR else "-")
-    seeds = max(map(len, found.values()))
+        rows[name].append(f"{statistics.fmean(seconds):.2g}" if seconds and name != FLOOR else "-")
     head = [f"W1, {t:g} held out" for t in times] + ["CPU s"]
     markdown(
         f"{options.course}: {seeds} seeds, mean ± standard error; at most {options.cells} cells a "

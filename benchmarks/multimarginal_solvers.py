@@ -13,12 +13,25 @@ from torch import Tensor
 from genflow.coupling import Chained, ExactOT, Sinkhorn
 from genflow.coupling.sinkhorn import bridge_epsilon
 from genflow.interpolant import Chain
-from genflow.loss import Matching, ReferenceRefinement, StaticBridge
-from genflow.loss.gradient_update import Gradient
-from genflow.loss.ipf import IPF
+from genflow.loss import (
+    IPF,
+    Gradient,
+    LeastSquares,
+    Matching,
+    ReferenceRefinement,
+    StaticBridge,
+    Update,
+)
 from genflow.model import Generator
 from genflow.network import MLP, GaussianProcess
-from genflow.process import SDE, Brownian, GradientField, MultiMarginalBridge, Reference
+from genflow.process import (
+    SDE,
+    Brownian,
+    GradientField,
+    MultiMarginalBridge,
+    OrnsteinUhlenbeck,
+    Reference,
+)
 from genflow.seeds import stream, stream_seed
 from genflow.solver import Heun, StochasticHeun
 from genflow.source import Empirical
@@ -29,7 +42,7 @@ PARTICLES = 50
 """Rows of each snapshot that the published loop gets: its cost is cubic in rows times steps."""
 DT, OUTER, INNER = 0.02, 10, 10
 """Of the published loop."""
-ROUNDS = 5
+ROUNDS = 3
 """Of refinement with the static solver."""
 STEPS, BATCH, RATE = 2000, 128, 2e-3
 """Of flows; a batch is no larger than the smallest snapshot."""
@@ -72,16 +85,14 @@ def even_rows(xs: Sequence[Tensor], points: int, draw: torch.Generator) -> list[
     return found
 
 
-def static(reference: Callable[[int], Reference], rounds: int) -> Solver:
+def static(reference: Callable[[int], Reference], rounds: int, update: Update | None = None) -> Solver:
     """Plans and guided bridges; with ``rounds`` of refinement of the reference."""
 
     def solve(what: Course, points: int, seed: int) -> tuple[Callable[[], Tensor], float]:
         torch.manual_seed(stream_seed("cells", "network", seed) % 2**32)
         draw = stream("cells", "static", seed)
         bridge = MultiMarginalBridge(reference(what.rows.shape[1]), what.sigma, what.times, steps=20)
-        loss = (
-            StaticBridge() if rounds == 0 else ReferenceRefinement(StaticBridge(), Gradient(20, 0.02))
-        )
+        loss = StaticBridge() if rounds == 0 else ReferenceRefinement(StaticBridge(), update)
         begin = time.process_time()
         loss.fit(bridge, *what.xs, iterations=max(1, rounds), generator=draw, progress=False)
         seconds = time.process_time() - begin
@@ -124,7 +135,7 @@ def flow(kind: str, noisy: bool) -> Solver:
         sigma = what.sigma if noisy else 0.0
         coupling = ExactOT()
         if noisy:
-            coupling = Sinkhorn(bridge_epsilon(sigma))
+            coupling = Sinkhorn(bridge_epsilon(sigma), tolerance=0.01)
         loss = Matching(
             Chain(what.times, kind, sigma), Chained(coupling, what.times, noisy), Stratified(),
             Drift(sigma) if noisy else Velocity(),
@@ -169,9 +180,10 @@ def straight(what: Course, points: int, seed: int) -> tuple[Callable[[], Tensor]
 SOLVERS: dict[str, Solver] = {
     "vanilla bridge (static, Brownian)": static(Brownian, 0),
     "IPF, gradient field (published loop)": published,
-    "static, gradient field": static(GradientField, ROUNDS),
+    "static, gradient field": static(GradientField, ROUNDS, Gradient(40, 0.01)),
     "multi-marginal flow matching, linear": flow("linear", False),
     "multi-marginal flow matching, spline": flow("spline", False),
     "[SF]2M on every interval": flow("linear", True),
     "exact pairs on straight lines": straight,
+    "static, Ornstein-Uhlenbeck": static(OrnsteinUhlenbeck, ROUNDS, LeastSquares()),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,9 @@ def load(
     floating = next((v.dtype for v in state.values() if v.is_floating_point()), None)
     if floating is not None:
         model.to(floating)
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if name in state and state[name].is_floating_point():  # parts may keep a dtype of their own
+            tensor.data = tensor.data.to(state[name].dtype)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -22,7 +22,7 @@ from genflow.solver import Euler, StochasticHeun
 from genflow.source import EightGaussians, Empirical, Gaussian
 from genflow.target import Drift
 from genflow.training import EMA, Checkpoint, Figures, Progress, Report
-from genflow.training.report import table
+from genflow.training.table import table
 
 
 def reported(folder: Path, training, data=None, steps: int = 3, **options) -> dict:

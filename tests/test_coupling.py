@@ -11,6 +11,7 @@ from gaussians import bridge_cross, draw, pair
 from scipy.optimize import linear_sum_assignment
 
 from genflow.coupling import (
+    Chained,
     ExactOT,
     Gibbs,
     Independent,
@@ -26,6 +27,7 @@ UNWEIGHTED = [Independent(), ExactOT(), Sinkhorn(2.0, **TIGHT)]
 EVERY = [
     *UNWEIGHTED, Gibbs(epsilon=2.0), Gibbs(epsilon=2.0, correction="sinkhorn"),
     UnbalancedOT(5.0), UnbalancedOT(5.0, epsilon=0.0), PartialOT(0.7),
+    Chained(),
 ]  # fmt: skip
 SIZES = [(32, 32), (12, 40), (40, 12), (1, 7), (7, 1), (1, 1)]
 unweighted = pytest.mark.parametrize("coupling", UNWEIGHTED, ids=lambda c: type(c).__name__)
@@ -248,7 +250,7 @@ def test_batches_that_do_not_fit_are_refused(coupling, xs, error, words):
         coupling(*xs)
 
 
-@pytest.mark.parametrize("coupling", EVERY[1:], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("coupling", EVERY[1:-1], ids=lambda c: type(c).__name__)
 def test_more_than_two_marginals_are_refused(coupling):
     with pytest.raises(ValueError, match="couples two marginals, got 3"):
         coupling(*[torch.zeros(3, 2)] * 3)

@@ -243,6 +243,59 @@ def test_a_series_needs_no_file():
         Series.of([rows(5, 0)], [0])
 
 
+def test_particles_have_weights(folder, monkeypatch):
+    mass = np.arange(1.0, 22.0)
+    path = archive(w1=mass, w0=np.ones(20))
+    data = Snapshots(path, heldout=[2.0])
+    assert data.series.mass(2) is None
+    first, second, third = data.marginals("train")[:3]
+    assert third.weight is None and torch.equal(second.weight, torch.from_numpy(mass))
+    x = torch.stack([second.take(second.draw(1, torch.Generator().manual_seed(s)))[0][0]
+                     for s in range(300)])  # fmt: skip
+    kept = second.rows.numpy()
+    mean = (rows(21, 1, 2)[kept] * mass[kept, None]).sum(0) / mass[kept].sum()
+    assert abs(x.numpy().mean(0) - mean).max() < 4.5 / 300**0.5
+    np.savez("named.npz", a=rows(20, 0), b=rows(20, 1), m=np.ones(20))
+    other = Snapshots("named.npz", keys=["a", "b"], weights=["m", None])
+    assert other.series.masses[1] is None
+    days()
+    np.save("w_2.npy", np.full(20, 2.0))
+    files = Snapshots(["cells_day_2.npy", "cells_day_4.npy"], weights=["w_2.npy", None], holdout=0)
+    assert files.series.mass(0).tolist() == [2.0] * 20 and files.series.mass(1) is None
+
+
+BAD_WEIGHTS = [
+    ({"w1": np.ones(5)}, {}, r"the weights at 1 have shape \(5,\) .* expected 21 numbers"),
+    ({"w1": -np.ones(21)}, {}, "weights at 1 must be finite numbers >= 0 that are not all 0"),
+    ({"w1": np.zeros(21)}, {}, "not all 0"),
+    ({"w1": np.ones(21)}, {"weights": ["w1"]}, r"give a list of 11 names, one a snapshot"),
+    ({"w1": np.ones(21)}, {"weights": "w1"}, "give a list of 11 names"),
+    ({}, {"weights": ["w0"] * 11}, "name one of them, got 'w0'"),
+    ({}, {"most": 1}, "most must be a whole number >= 2"),
+    ({}, {"dims": 3}, "dims must be at most the number of their coordinates"),
+]
+
+
+@pytest.mark.parametrize(("held", "options", "said"), BAD_WEIGHTS)
+def test_bad_weights_and_sizes_get_one_sentence(folder, held, options, said):
+    with pytest.raises(ValueError, match=said):
+        Snapshots(archive(**held), **options)
+
+
+def test_fewer_rows_and_coordinates(folder):
+    path = archive(w5=np.arange(1.0, 26.0))
+    whole, few = Snapshots(path, holdout=0), Snapshots(path, holdout=0, most=22, dims=1)
+    assert [len(x) for x in few.series.arrays] == [20, 21] + [22] * 9
+    for k in (0, 5, 10):
+        x, y = few.series.arrays[k], whole.series.arrays[k][:, :1]
+        kept = np.flatnonzero(np.isin(y, x))
+        assert np.array_equal(y[kept], x)  # in their order
+        if k == 5:
+            assert np.array_equal(few.series.masses[k], kept + 1.0)
+    again = Snapshots(path, holdout=0, most=22, dims=1)
+    assert all(np.array_equal(a, b) for a, b in zip(few.series.arrays, again.series.arrays))
+
+
 class Shift(Process):
     """Moves along the diagonal, by one and a half in all; on its own clock, from 0 to 3."""
 
@@ -282,6 +335,12 @@ def test_held_out_snapshots_score_the_paths(folder, solver, error):
 
 def report_of(model: Generator, data: Snapshots) -> dict:
     return heldout_distances(Training(model, Matching(), adam), DataModule(data), 300)
+
+
+def test_a_number_that_is_also_a_time_is_scored(folder):
+    days()  # day 4 is number 2, and 2 is a day
+    model = Generator(Empirical(), Shift(), Euler(7))
+    assert report_of(model, Snapshots("cells_day_*.npy", heldout=[4.0]))["heldout_times"] == [4.0]
 
 
 def test_without_held_out_snapshots_there_is_nothing_to_score(folder):

@@ -12,6 +12,7 @@ from genflow.network import MLP
 from genflow.process import SDE
 from genflow.solver import Euler
 from genflow.source import (
+    Box,
     Checkerboard,
     Circles,
     EightGaussians,
@@ -28,7 +29,7 @@ POINTS = torch.arange(12.0).reshape(6, 2)
 PLANE = [Checkerboard, Circles, EightGaussians, Moons, Spiral, SwissRoll]
 MAKERS = [
     *PLANE, lambda: Gaussian(2, 0.5, 2.0), lambda: Gaussian([1, 4, 4]), lambda: Empirical(POINTS),
-    lambda: GaussianMixture([[0.0, 1.0], [2.0, -1.0]], 0.3),
+    lambda: GaussianMixture([[0.0, 1.0], [2.0, -1.0]], 0.3), lambda: Box([0.0, 1.0], [2.0, 3.0]),
 ]  # fmt: skip
 every = pytest.mark.parametrize("make", MAKERS, ids=lambda m: str(m()).split("(")[0])
 
@@ -160,6 +161,18 @@ def test_spiral_has_two_even_arms(generator):
     assert abs(radius.mean() - 2 / 3) < 4.5 * (1 / 18 / n) ** 0.5
 
 
+def test_box(generator):
+    low, high = [5.0, -1.0, 0.0], [5.1, 2.0, 1e-3]
+    source = Box(low, high).double()
+    law = D.Independent(D.Uniform(torch.tensor(low).double(), torch.tensor(high).double()), 1)
+    x = source.sample(20_000, generator)
+    torch.testing.assert_close(source.log_prob(x), law.log_prob(x))
+    inner = (x - law.mean) / law.stddev
+    assert inner.abs().max() <= 3**0.5 + 1e-6 and inner.mean(0).abs().max() < 4.5 / 20_000**0.5
+    assert (inner.square().mean(0) - 1).abs().max() < 4.5 * (0.8 / 20_000) ** 0.5
+    assert source.log_prob(x + torch.tensor([0.0, 3.1, 0.0])).eq(-math.inf).all()
+
+
 def test_empirical_draws_its_points_evenly(generator):
     x = Empirical(POINTS).sample(6_000, generator)
     rows = (x[:, None] == POINTS).all(2)
@@ -195,6 +208,9 @@ def test_laws_without_a_density_say_so(make):
         (lambda: Circles(factor=0.0), "factor must lie"),
         (lambda: Circles(factor=1.5), "factor must"),
         (lambda: Checkerboard(0.0), "scale must be positive"),
+        (lambda: Box([0.0], [1.0, 2.0]), "two corners of equal length"),
+        (lambda: Box([0.0, 1.0], [1.0, 1.0]), "with low below high"),
+        (lambda: Box([], []), "two corners"),
         (lambda: SwissRoll(scale=0.0), "scale must be positive"),
         (lambda: Spiral(turns=0.0), "turns must be positive"),
         (lambda: Empirical(torch.zeros(3)), "points have shape"),

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import genflow.specs
-from genflow import directions, variate
+from genflow import directions, process, variate
 from genflow.coupling import (
+    Chained,
     ExactOT,
     Gibbs,
     Independent,
@@ -36,6 +37,7 @@ from genflow.distance import (
 from genflow.interpolant import (
     Brownian,
     BrownianBridge,
+    Chain,
     Coefficients,
     Constant,
     EncoderDecoder,
@@ -52,17 +54,37 @@ from genflow.interpolant import (
     Zero,
 )
 from genflow.loss import (
+    IPF,
     BridgeMatching,
+    Direct,
+    Gradient,
+    LeastSquares,
     LightBridgeKL,
     Matching,
     On,
+    ReferenceRefinement,
     Regression,
     SampleDistance,
+    StaticBridge,
     Sum,
 )
 from genflow.model import Generator, Particles, PushForward, Tilt
-from genflow.network import MLP, Guided, Heads, TimeFeatures
-from genflow.process import SDE, LearnedBridge, LightBridge, StochasticInterpolant
+from genflow.network import MLP, Fitted, GaussianProcess, Guided, Heads, TimeFeatures
+from genflow.process import (
+    SDE,
+    GradientField,
+    HierarchicalRates,
+    Learned,
+    LearnedBridge,
+    LightBridge,
+    LotkaVolterra,
+    MultiMarginalBridge,
+    OrnsteinUhlenbeck,
+    ParameterLaw,
+    Repressilator,
+    StochasticInterpolant,
+    Vortex,
+)
 from genflow.solver import (
     Adaptive,
     Euler,
@@ -74,6 +96,7 @@ from genflow.solver import (
     StochasticHeun,
 )
 from genflow.source import (
+    Box,
     Checkerboard,
     Circles,
     Components,
@@ -95,7 +118,8 @@ PARTS = [
     Zero(), Constant(0.2), Brownian(0.5), Quadratic(), SinSquared(), SigmaDifference(4.0),
     Linear(sigma=0.1), Linear(gamma=Brownian(2.0)), BrownianBridge(0.7), Trigonometric(Quadratic()),
     VariancePreserving(Quadratic()), EncoderDecoder(SinSquared()), OneSided(Trigonometric()),
-    Mirror(SinSquared()),
+    Mirror(SinSquared()), Chain(), Chain([0.0, 1.0, 4.0], "spline", 0.3),
+    Chained(), Chained(Sinkhorn(), None, True), Chained([Independent(), ExactOT()], [0.0, 2.0, 3.0]),
     Independent(), ExactOT("euclidean"), Sinkhorn(0.5, "euclidean", 100, 1e-4), Gibbs(0.3, 0.7),
     ExactOT(conditions=2.5), UnbalancedOT(3.0, 0.5, "euclidean"), PartialOT(0.7, conditions="within"),
     Gibbs(0.3, correction="gaussian", covariance="full", normaliser="pilot", conditions="within",
@@ -105,6 +129,7 @@ PARTS = [
     Weighted(Uniform(0.1), Quadratic(), -1.5), Importance([0.5, 2.0], True, True, 0.01),
     LearnedAffine(4, 0.5), LearnedBridge(MLP(2, 8), LearnedAffine(2), 0.7),
     BridgeMatching(Sinkhorn(2.0), Uniform(0.1)),
+    Box([0.0, 1.0], [2.0, 3.0]),
     MLP(2, 8), MLP((1, 4, 4), 8, 2, "Tanh", False, 3, 5), MLP(2, 8, cond_dim=3), TimeFeatures(4),
     MLP(2, 8, classes=[3, 4]), MLP(2, 8, outputs=["velocity", "noise"]),
     Heads({"velocity": MLP(2, 8), "noise": MLP(2, 4, 2)}), Guided(MLP(2, 8, classes=4), 3, 0.2, 2.0),
@@ -116,6 +141,14 @@ PARTS = [
     Adaptive(1e-3, 1e-4, "bosh3", 5), Exact(3), LightBridgeKL(),
     LightBridge([1, 2, 2], 3, 0.5), LightBridge(4, "auto", 2, "low_rank", 2),
     Generator(Gaussian(2), LightBridge(2, 3, 0.1, "full"), Exact()),
+    process.Brownian(3), OrnsteinUhlenbeck(2, [[0.0, 1.0], [-1.0, 0.0]], [0.5, 0.0]),
+    LotkaVolterra(1.0, 0.4), Repressilator(5.0, [2.0, 3.0], 1.0, 0.2, 2), Vortex(0.5, [0.1, 0.2], core=2.0),
+    GradientField(3, 8, 1, "tanh"), Learned(MLP(2, 8), 2), HierarchicalRates(),
+    ParameterLaw(Repressilator(), HierarchicalRates()), Fitted(MLP(2, 8), 10), GaussianProcess(2, 0.5),
+    MultiMarginalBridge(LotkaVolterra(), 0.1, [0.0, 2.0, 5.0], 20),
+    MultiMarginalBridge(process.Brownian(2), 0.1, [0.0, 1.0], regressor=GaussianProcess(2)),
+    StaticBridge(2), IPF(3, 0.1), LeastSquares(64), Gradient(5, 0.1), Direct(1, 4),
+    ReferenceRefinement(IPF(), Gradient()), ReferenceRefinement(StaticBridge(), Direct()),
     MMD(0.5), MMD([0.5, 1.0], False), EnergyDistance(True), Wasserstein(1.0, False),
     BuresWasserstein(False),
     Isotropic(), Orthogonal(), Sobol(), Grid(), directions.Spiral(), Auto(), Fixed([[0.6, 2]]),

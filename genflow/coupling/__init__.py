@@ -1,6 +1,7 @@
 """Couplings: which rows of the marginals form a path, and with which weight."""
 
 from genflow.coupling.base import Coupling, Plan, effective_sample_size
+from genflow.coupling.chained import Chained
 from genflow.coupling.cost import Cost
 from genflow.coupling.exact import ExactOT
 from genflow.coupling.gibbs import Gibbs
@@ -11,6 +12,6 @@ from genflow.coupling.sinkhorn import Sinkhorn
 from genflow.coupling.transport import Transport
 
 __all__ = [
-    "Cost", "Coupling", "ExactOT", "Gibbs", "Independent", "PartialOT", "Plan", "Side", "Sinkhorn",
-    "Transport", "UnbalancedOT", "effective_sample_size",
+    "Chained", "Cost", "Coupling", "ExactOT", "Gibbs", "Independent", "PartialOT", "Plan", "Side",
+    "Sinkhorn", "Transport", "UnbalancedOT", "effective_sample_size",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from genflow.data.arrays import Arrays
 from genflow.data.base import Batch, Data, Table
-from genflow.data.batches import Batches, Passes, draw_rows
+from genflow.data.batches import Batches, Passes, all_rows, draw_rows
 from genflow.data.corrupted import Corrupted
 from genflow.data.corruption import Corruption, Downsample, Mask, Noisy
 from genflow.data.digits import Digits
@@ -10,10 +10,11 @@ from genflow.data.photographs import Photographs
 from genflow.data.series import Series
 from genflow.data.shapes import Shapes, shape
 from genflow.data.simulated import Simulated
+from genflow.data.simulated_snapshots import SimulatedSnapshots
 from genflow.data.snapshots import Snapshots
 
 __all__ = [
     "Arrays", "Batch", "Batches", "Corrupted", "Corruption", "Data", "Digits", "Downsample", "Mask",
-    "Noisy", "Passes", "Photographs", "Series", "Shapes", "Simulated", "Snapshots", "Table",
-    "draw_rows", "shape",
+    "Noisy", "Passes", "Photographs", "Series", "Shapes", "Simulated", "SimulatedSnapshots",
+    "Snapshots", "Table", "all_rows", "draw_rows", "shape",
 ]  # fmt: skip

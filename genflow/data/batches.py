@@ -7,7 +7,9 @@ and because nothing depends on how far an iterator got, a killed run resumes at 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +22,8 @@ class Batches:
 
     Args:
         marginals: tables, laws, or rows made from the last of them.
-        batch_size: rows of each marginal.
+        batch_size: rows of each marginal; ``None``: all rows of every table, in their order and in the
+            precision of their file.
         seed: names the stream.
         length: batches a pass, for :class:`Passes`.
         start: the first batch's number, where a run resumes.
@@ -28,13 +31,13 @@ class Batches:
         rank, world: which of how many streams this is.
 
     Raises:
-        ValueError: if a table has fewer rows than a batch.
+        ValueError: if a table has fewer rows than a batch, or all rows are asked of a law.
     """
 
     def __init__(
         self,
         marginals: Sequence[Marginal],
-        batch_size: int,
+        batch_size: int | None,
         seed: int = 0,
         length: int | None = None,
         start: int = 0,
@@ -43,7 +46,14 @@ class Batches:
         world: int = 1,
     ) -> None:
         for k, marginal in enumerate(marginals):
-            if isinstance(marginal, Table) and batch_size * world > len(marginal):
+            if batch_size is None and not isinstance(marginal, Table):
+                raise ValueError(
+                    f"batch_size=None takes all rows of each marginal, but x{k} is a law to draw from; "
+                    "give a batch_size"
+                )
+            if batch_size is None or not isinstance(marginal, Table):
+                continue
+            if batch_size * world > len(marginal):
                 each = f" on each of {world} devices" if world > 1 else ""
                 raise ValueError(
                     f"batch_size={batch_size}{each} is larger than the {len(marginal)} rows of "
@@ -54,6 +64,7 @@ class Batches:
         self.rank, self.world = rank, world
         self._orders: dict[tuple[int, int], Tensor] = {}
         self._draw = torch.Generator()
+        self._all: Batch | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         if self.fixed:
@@ -67,6 +78,8 @@ class Batches:
 
     def batch(self, k: int) -> Batch:
         """Batch number ``k`` of this rank's stream."""
+        if self.batch_size is None:
+            return self._whole()
 
         def rows(m: int, last: Tensor | None) -> tuple[Tensor, Tensor | None]:
             marginal = self.marginals[m]
@@ -76,6 +89,11 @@ class Batches:
             return draw_from(marginal, self.batch_size, draw, last)
 
         return _batch(len(self.marginals), rows)
+
+    def _whole(self) -> Batch:
+        if self._all is None:
+            self._all = all_rows(self.marginals)
+        return self._all
 
     def _rows(self, m: int, k: int, mine: int) -> Tensor:
         """Rows of global batch ``k``, ``mine`` of this rank: passes over a table are laid end to end,
@@ -124,6 +142,18 @@ def draw_rows(marginals: Sequence[Marginal], n: int, *name: int | str) -> Batch:
         return marginal.take(marginal.draw(min(n, len(marginal)), draw))
 
     return _batch(len(marginals), rows)
+
+
+def all_rows(tables: Sequence[Table]) -> Batch:
+    """All rows of each table, in order; float64 where the table holds it."""
+
+    def rows(m: int, last: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        table = tables[m]
+        if table.x.dtype in (torch.float64, np.dtype("float64")):
+            table = replace(table, dtype=torch.float64)
+        return table.take(torch.arange(len(table)))
+
+    return _batch(len(tables), rows)
 
 
 def _batch(count: int, rows: Callable[[int, Tensor | None], tuple[Tensor, Tensor | None]]) -> Batch:

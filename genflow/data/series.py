@@ -24,10 +24,11 @@ class Series:
         train: numbers of the snapshots that are marginals, in order of time, at least two.
         heldout: numbers of those that are kept to score predictions.
         name: what messages call it.
+        masses: how much each particle of each snapshot counts ``(N_k,)``, ``None`` where all alike.
 
     Raises:
         ValueError: for fewer than two snapshots, rows that are no finite numbers, event shapes that
-            differ, times that do not rise, or fewer than two marginals.
+            differ, times that do not rise, fewer than two marginals, or masses that are none.
     """
 
     arrays: tuple[np.ndarray, ...]
@@ -35,6 +36,7 @@ class Series:
     train: tuple[int, ...]
     heldout: tuple[int, ...] = ()
     name: str = "Snapshots"
+    masses: tuple[np.ndarray | None, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(self.arrays) < 2:
@@ -46,6 +48,11 @@ class Series:
                 raise ValueError(
                     f"{self.name}: the snapshot at time {time:g} has event shape {array.shape[1:]} but "
                     f"that at time {self.times[0]:g} has {self.arrays[0].shape[1:]}; they must be equal"
+                )
+        for k, mass in enumerate(self.masses or ()):
+            if mass is not None:
+                check_masses(
+                    mass, len(self.arrays[k]), f"{self.name}: the weights at {self.times[k]:g}"
                 )
         both = set(self.train) & set(self.heldout)
         if both:
@@ -67,6 +74,7 @@ class Series:
         train: Sequence[float] | None = None,
         heldout: Sequence[float] | None = None,
         name: str = "Snapshots",
+        masses: Sequence[np.ndarray | None] | None = None,
     ) -> Series:
         """A series whose parts are named as in :func:`which`; all but ``heldout`` are ``train`` unless
         stated."""
@@ -77,7 +85,8 @@ class Series:
             kept = tuple(k for k in range(len(times)) if k not in held)
         else:
             kept = tuple(sorted({which(v, times, f"{name}(train)") for v in train}))
-        return cls(tuple(arrays), times, kept, held, name)
+        masses = None if masses is None else tuple(masses)
+        return cls(tuple(arrays), times, kept, held, name, masses)
 
     def index(self, snapshot: float) -> int:
         """The number of a snapshot, named as in :func:`which`."""
@@ -87,6 +96,11 @@ class Series:
         """All rows of a snapshot ``(N, *d)``, in float32."""
         array = np.array(self.arrays[self.index(snapshot)], dtype=np.float32)
         return torch.from_numpy(array)
+
+    def mass(self, k: int) -> Tensor | None:
+        """Weights ``(N_k,)`` of snapshot number ``k`` in float64, ``None`` where all count alike."""
+        found = None if self.masses is None else self.masses[k]
+        return None if found is None else torch.from_numpy(np.array(found, dtype=np.float64))
 
     def clock(self, time: float) -> float:
         """A time on the clock that is 0 at the first training snapshot and 1 at the last."""
@@ -142,3 +156,17 @@ def check_times(times: Sequence[float], n: int, name: str) -> None:
             raise ValueError(
                 f"{name}: times must rise from snapshot to snapshot, but {after:g} follows {before:g}"
             )
+
+
+def check_masses(mass: np.ndarray, n: int, where: str) -> None:
+    """Refuse weights that are not ``n`` finite numbers >= 0 with a positive sum.
+
+    Raises:
+        ValueError: saying what they are.
+    """
+    if mass.shape != (n,) or mass.dtype.kind not in "iuf":
+        raise ValueError(
+            f"{where} have shape {mass.shape} and dtype {mass.dtype}, expected {n} numbers, one a row"
+        )
+    if not (np.isfinite(mass) & (mass >= 0)).all() or not mass.sum() > 0:
+        raise ValueError(f"{where} must be finite numbers >= 0 that are not all 0")

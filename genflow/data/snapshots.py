@@ -6,7 +6,7 @@ import glob
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genflow.checks import count
 from genflow.data.arrays import find_file, open_array
 from genflow.data.base import Data, Table, split_rows
 from genflow.data.series import Series
+from genflow.seeds import stream
 
 NUMBER = re.compile(r"(\d+(?:\.\d+)?)$")
-Read = tuple[list[np.ndarray], Sequence[float] | None, dict[str, Sequence[float]]]
-"""Arrays, times, and what else a file says of them: ``train``, ``heldout``."""
+Read = tuple[list[np.ndarray], Sequence[float] | None, dict[str, Sequence[Any]]]
+"""Arrays, times, and what else is said of them: ``train``, ``heldout``, ``weights``."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Snapshots(Data):
         keys: arrays of an ``.npz`` file in order of time; ``x0``, ``x1``, ... by default.
         obs: column of ``.h5ad`` observations that holds the time, numbers or words that end in one.
         obsm: coordinates of ``.h5ad`` observations; ``None`` takes ``X`` itself.
+        weights: how much each particle counts (growth, unequal masses): names of arrays ``(N_k,)`` of
+            an ``.npz`` file, by default ``w0``, ``w1``, ... where it holds them; ``.npy`` files, one
+            for each of ``path``; or a column of ``.h5ad`` observations.
+        most: keep at most so many rows of each snapshot, the same ones every time; all by default.
+        dims: keep the first so many coordinates, for principal components in order; all by default.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: one sentence naming the file and what is allowed.
@@ -61,16 +68,31 @@ class Snapshots(Data):
     keys: Sequence[str] | None = None
     obs: str = "time"
     obsm: str | None = "X_pca"
+    weights: str | Sequence[str | None] | None = None
+    most: int | None = None
+    dims: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.holdout < 0.5:
             raise ValueError(f"Snapshots(holdout={self.holdout!r}): holdout must lie in [0, 0.5)")
         arrays, times, said = self._read()
         times = times if self.times is None else self.times
+        masses = said.pop("weights", None)
+        if self.most is not None:
+            count(self, 2, most=self.most)
+            arrays, masses = _fewer(arrays, masses, self.most)
         given = {"train": self.train, "heldout": self.heldout}
         if self.train is None and self.heldout is None:
             given = {name: _named(numbers, times, name) for name, numbers in said.items()}
-        series = Series.of(arrays, times, **given)
+        if self.dims is not None:
+            count(self, dims=self.dims)
+            if any(x.ndim != 2 or x.shape[1] < self.dims for x in arrays):
+                raise ValueError(
+                    f"Snapshots(dims={self.dims}): rows have shape {arrays[0].shape[1:]}; dims must be "
+                    "at most the number of their coordinates"
+                )
+            arrays = [x[:, : self.dims] for x in arrays]
+        series = Series.of(arrays, times, **given, masses=masses)
         for k in series.train:
             if self.holdout and round(len(arrays[k]) * self.holdout) < 1:
                 raise ValueError(
@@ -83,11 +105,12 @@ class Snapshots(Data):
     def marginals(self, split: str) -> tuple[Table, ...]:
         """One table of rows for each training snapshot, in order of time."""
 
-        def table(x: np.ndarray) -> Table:
-            whole = torch.arange(len(x))
-            return Table(x, split_rows(len(x), split, self.holdout) if self.holdout else whole)
+        def table(k: int) -> Table:
+            x = self.series.arrays[k]
+            rows = split_rows(len(x), split, self.holdout) if self.holdout else torch.arange(len(x))
+            return Table(x, rows, weight=self.series.mass(k))
 
-        return tuple(table(self.series.arrays[k]) for k in self.series.train)
+        return tuple(map(table, self.series.train))
 
     def snapshot(self, which: float) -> Tensor:
         """All rows ``(N, *d)`` of any snapshot, by its time or number."""
@@ -99,16 +122,16 @@ class Snapshots(Data):
 
     def _read(self) -> Read:
         if not isinstance(self.path, str):
-            return _read_files([find_file(path) for path in self.path], self.times)
+            return _read_files([find_file(path) for path in self.path], self.times, self.weights)
         suffix = Path(self.path).suffix
         if glob.has_magic(self.path) or suffix == ".npy":
             files = find_files(self.path)
             files = files if self.times is not None else sorted(files, key=_time_of)
-            return _read_files(files, self.times)
+            return _read_files(files, self.times, self.weights)
         if suffix == ".npz":
-            return _read_npz(self.path, self.keys)
+            return _read_npz(self.path, self.keys, self.weights)
         if suffix == ".h5ad":
-            return _read_h5ad(find_file(self.path), self.obs, self.obsm)
+            return _read_h5ad(find_file(self.path), self.obs, self.obsm, self.weights)
         raise ValueError(
             f"Snapshots: '{self.path}' is no pattern of .npy files, .npz or .h5ad file, nor a list of "
             ".npy files"
@@ -146,15 +169,23 @@ def _time_of(file: Path) -> float:
     return _number(file.stem, f"the name of '{file}'")
 
 
-def _read_files(files: Sequence[Path], times: Sequence[float] | None) -> Read:
+def _read_files(files: Sequence[Path], times: Sequence[float] | None, weights: Any) -> Read:
     if any(file.suffix != ".npy" for file in files):
         named = list(map(str, files))
         raise ValueError(f"Snapshots: a list or pattern must name .npy files, got {named}")
     times = list(map(_time_of, files)) if times is None else None
-    return [open_array(str(file)) for file in files], times, {}
+    said = {} if weights is None else {"weights": _each(weights, len(files), open_array)}
+    return [open_array(str(file)) for file in files], times, said
 
 
-def _read_npz(path: str, keys: Sequence[str] | None) -> Read:
+def _each(names: Any, n: int, read: Callable[[str], np.ndarray]) -> list[np.ndarray | None]:
+    """Weights of ``n`` snapshots by their names; ``None`` stays what it is."""
+    if isinstance(names, str) or len(names) != n:
+        raise ValueError(f"Snapshots(weights={names!r}): give a list of {n} names, one a snapshot")
+    return [None if name is None else read(name) for name in names]
+
+
+def _read_npz(path: str, keys: Sequence[str] | None, weights: Any) -> Read:
     file = find_file(path)
     if not zipfile.is_zipfile(file):
         raise ValueError(f"'{file}' cannot be read as numeric arrays: it is no .npz archive")
@@ -163,11 +194,15 @@ def _read_npz(path: str, keys: Sequence[str] | None) -> Read:
     if keys is None:
         numbered = {int(k[1:]): k for k in held if re.fullmatch(r"x\d+", k)}
         keys = [numbered[k] for k in sorted(numbered)]
+        if weights is None and any(f"w{k}" in held for k in numbered):
+            weights = [f"w{k}" if f"w{k}" in held else None for k in sorted(numbered)]
     if not keys:
         raise ValueError(f"Snapshots: '{path}' holds {held}, not x0, x1, ...; name its arrays by keys")
     arrays = [open_array(path, key) for key in keys]
     known = {name for name in ("times", "train", "heldout") if name in held}
     said = {name: np.atleast_1d(open_array(path, name)).tolist() for name in known}
+    if weights is not None:
+        said["weights"] = _each(weights, len(arrays), lambda name: open_array(path, name))
     return arrays, said.pop("times", range(len(arrays))), said
 
 
@@ -182,13 +217,14 @@ def _named(numbers: Sequence[int], times: Sequence[float], name: str) -> list[fl
     return [float(times[k]) for k in numbers]
 
 
-def _read_h5ad(file: Path, obs: str, obsm: str | None) -> Read:
+def _read_h5ad(file: Path, obs: str, obsm: str | None, weights: Any) -> Read:
     try:
         import anndata
     except ImportError as error:
         raise ImportError(f"reading '{file}' needs the package anndata: pip install anndata") from error
     content = anndata.read_h5ad(file)
-    for name, held, what in ((obs, content.obs, "obs"), (obsm, content.obsm, "obsm")):
+    asked = (obs, content.obs, "obs"), (obsm, content.obsm, "obsm"), (weights, content.obs, "weights")
+    for name, held, what in asked:
         if name is not None and name not in held:
             raise ValueError(
                 f"Snapshots: '{file}' has no '{name}' in {what}, only {sorted(held.keys())}; set {what}"
@@ -198,7 +234,23 @@ def _read_h5ad(file: Path, obs: str, obsm: str | None) -> Read:
     x: Any = content.X if obsm is None else content.obsm[obsm]
     x = np.asarray(x.toarray() if hasattr(x, "toarray") else x)
     distinct = np.unique(times)
-    return [x[times == time] for time in distinct], distinct.tolist(), {}
+    said: dict[str, Any] = {}
+    if weights is not None:
+        mass = np.asarray(content.obs[weights], float)
+        said["weights"] = [mass[times == time] for time in distinct]
+    return [x[times == time] for time in distinct], distinct.tolist(), said
+
+
+def _fewer(arrays: list[np.ndarray], masses: Sequence[Any] | None, most: int) -> tuple[list, Any]:
+    """At most ``most`` rows of each snapshot, in their order, with their weights."""
+    arrays, masses = list(arrays), None if masses is None else list(masses)
+    for k, x in enumerate(arrays):
+        if len(x) > most:
+            rows = torch.randperm(len(x), generator=stream("most", k))[:most].sort().values.numpy()
+            arrays[k] = np.array(x[rows])
+            if masses is not None and masses[k] is not None:
+                masses[k] = masses[k][rows]
+    return arrays, masses
 
 
 def _is_number(value: Any) -> bool:

@@ -8,6 +8,7 @@ from genflow.interpolant.affine import (
     VariancePreserving,
 )
 from genflow.interpolant.base import Affine, Coefficients, Interpolant, PathSample
+from genflow.interpolant.chain import Chain
 from genflow.interpolant.gamma import (
     Brownian,
     Constant,
@@ -22,7 +23,7 @@ from genflow.interpolant.onesided import Mirror, OneSided
 from genflow.interpolant.verify import verify
 
 __all__ = [
-    "Affine", "Brownian", "BrownianBridge", "Coefficients", "Constant", "EncoderDecoder", "Gamma",
-    "Interpolant", "LearnedAffine", "Linear", "Mirror", "OneSided", "PathSample", "Quadratic",
+    "Affine", "Brownian", "BrownianBridge", "Chain", "Coefficients", "Constant", "EncoderDecoder",
+    "Gamma", "Interpolant", "LearnedAffine", "Linear", "Mirror", "OneSided", "PathSample", "Quadratic",
     "SigmaDifference", "SinSquared", "Trigonometric", "VariancePreserving", "Zero", "verify",
 ]  # fmt: skip

@@ -123,7 +123,7 @@ class Profiled:
         """Gauss-Newton's, with the plans held: an upper bound of the Hessian, to start from."""
         total, intervals = 0.0, self.bridge.intervals()
         for k, parts in enumerate(transitions(intervals, self.grid)):
-            share = self.bridge.plan(k).detach().sum(1)
+            share = self.bridge.plan(k).sum(1)
             for mean, spread, rows in parts:
                 precision = torch.linalg.inv(spread.detach())
                 root = torch.linalg.cholesky(precision).mT * share[rows, None, None].sqrt()

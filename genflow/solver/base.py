@@ -106,8 +106,9 @@ class Solver(ABC):
         Args:
             process: what to run.
             x: states at ``times[0]``.
-            times: a monotone grid inside the process's reach, usually its span; evenly spaced ``steps`` if absent.
-                A falling grid runs the process backwards: an ODE, or noise whose score is known.
+            times: a monotone grid inside the process's reach, usually its span; evenly spaced
+                ``steps`` if absent. A falling grid runs the process backwards: an ODE, or noise whose
+                score is known.
             cond: conditions, one a row.
             generator: where the noise is drawn from.
             trajectory: keep the states on the whole grid.

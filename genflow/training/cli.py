@@ -20,11 +20,13 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from genflow.checkpoint import read
 from genflow.coupling.sinkhorn import bridge_epsilon
 from genflow.data.arrays import event_shape
 from genflow.model import Model
+from genflow.process.multimarginal.plan import NotConverged
 from genflow.training.errors import sentence
 
 
@@ -72,7 +74,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         trainer.fit(training, datamodule=data, ckpt_path=cfg.ckpt_path)
     except Exception as error:
         running = training is not None and training.started
-        _answer(error, cfg, keep_traceback=running and not isinstance(error, FloatingPointError))
+        told = (FloatingPointError, NotConverged)
+        if running and not training.automatic_optimization:  # a loss that checks what it fits itself
+            told = (*told, ValueError)
+        _answer(error, cfg, keep_traceback=running and not isinstance(error, told))
     if trainer.is_global_zero:
         _farewell(folder, training.model)
     report = next((c for c in trainer.callbacks if hasattr(c, "metrics")), None)
@@ -87,6 +92,8 @@ def _check(cfg: DictConfig) -> None:
             raise ValueError(f"there is no '{key}' in the configuration (did you mean '{near[0]}'?)")
     for key, least in (("steps", 1), ("batch_size", 1), ("seed", 0)):
         value = cfg[key]
+        if key == "batch_size" and value is None:  # whole snapshots
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
             raise ValueError(f"{key}={value!r}: {key} must be a whole number >= {least}, below 2^32")
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
@@ -130,8 +137,9 @@ def _awaits_data(training: L.LightningModule, name: str) -> bool:
             return True
     try:
         return training.get_submodule(owner)._buffers.get(buffer, name) is None
-    except AttributeError:
-        return False
+    except AttributeError:  # one of as many modules as the data have intervals
+        lists = ((k, m) for k, m in training.named_modules() if isinstance(m, nn.ModuleList))
+        return any(len(m) == 0 and owner.startswith(f"{k}.") for k, m in lists)
 
 
 def _answer(error: Exception, cfg: DictConfig | None = None, keep_traceback: bool = False) -> None:

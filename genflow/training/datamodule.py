@@ -27,7 +27,8 @@ class DataModule(L.LightningDataModule):
 
     Args:
         data: the marginals.
-        batch_size: rows of each marginal a step, on each device.
+        batch_size: rows of each marginal a step, on each device; ``None``: all rows of every table, for
+            losses that fit whole snapshots.
         steps_per_epoch: length of a pass, for runs measured in ``trainer.max_epochs``.
         val_batches: batches of the validation loss.
         seed: of every stream of draws.
@@ -36,15 +37,16 @@ class DataModule(L.LightningDataModule):
     def __init__(
         self,
         data: Data,
-        batch_size: int = 256,
+        batch_size: int | None = 256,
         steps_per_epoch: int | None = None,
         val_batches: int = 4,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        count(self, batch_size=batch_size, val_batches=val_batches)
-        if steps_per_epoch is not None:
-            count(self, steps_per_epoch=steps_per_epoch)
+        count(self, val_batches=val_batches)
+        for name, value in (("batch_size", batch_size), ("steps_per_epoch", steps_per_epoch)):
+            if value is not None:
+                count(self, **{name: value})
         self.data, self.batch_size, self.steps_per_epoch = data, batch_size, steps_per_epoch
         self.val_batches, self.seed = val_batches, seed
 
@@ -56,6 +58,8 @@ class DataModule(L.LightningDataModule):
         if stage != "fit":
             return
         training = self.trainer.lightning_module
+        if str(self.trainer.precision).startswith("64"):
+            training.double()  # Lightning does so later, when parts have already kept rounded data
         first = self._stream("train").batch(0)
         if self.steps_per_epoch is None and (self.trainer.max_epochs or 0) > 0:
             raise ValueError(
@@ -66,11 +70,36 @@ class DataModule(L.LightningDataModule):
             start = self.data.marginals("train")[0]
             check_start(start, training.model)
             check_pairs(start, training.loss)
-            pilot = self.rows("train", PILOT).to(training.model.device)
+            self._tell(training)
+            # a part that fits whole snapshots gets them as they are; any other a pilot of rows
+            pilot = first if self.batch_size is None else self.rows("train", PILOT)
+            pilot = pilot.to(training.model.device)
             training.prepare(*pilot.xs, cond=pilot.cond)
             training.rehearse(first.to(training.model.device))
             if pilot.cond is not None and not pilot.cond.is_floating_point():
                 training.rehearse(extreme_rows(pilot))  # a batch may miss the largest label
+
+    def _tell(self, training: Training) -> None:
+        """Tell the parts that want to know it when the training snapshots were seen, and how much their
+        particles count."""
+        series = getattr(self.data, "series", None)
+        if series is None:
+            return
+        times = [series.times[k] for k in series.train]
+        tables = self.data.marginals("train")
+        masses = [torch.ones(len(t)) if t.weight is None else t.weight[t.rows] for t in tables]
+        weights = None if all(t.weight is None for t in tables) else [m.double() for m in masses]
+        process = getattr(training.model, "process", None)
+        stated = getattr(process, "times", None)
+        if stated is not None and list(stated) != times:
+            raise ValueError(
+                f"the process has times={list(stated)} but the training snapshots were seen at "
+                f"{times}; leave process.times null, which takes those of the data"
+            )
+        inner = [getattr(training.loss, name, None) for name in ("interpolant", "coupling")]
+        for part in (process, training.loss, *inner):
+            if hasattr(part, "observe"):
+                part.observe(times, weights)
 
     def rows(self, split: str, n: int) -> Batch:
         """Up to ``n`` rows of each marginal of a split, the same ones at every call."""
@@ -102,7 +131,7 @@ class DataModule(L.LightningDataModule):
     def _evaluation(self, split: str) -> Batches:
         marginals = self.data.marginals(split)
         rows = [len(m) // self._place()["world"] for m in marginals if hasattr(m, "__len__")]
-        size = max(1, min([self.batch_size, *rows]))
+        size = max(1, min([self.batch_size or max(rows), *rows]))
         seed = (self.seed, split)
         return Passes(marginals, size, seed, self.val_batches, fixed=True, **self._place())
 

@@ -19,7 +19,12 @@ from hydra.utils import get_class
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
-SPOKEN = (ValueError, TypeError, FileNotFoundError, FloatingPointError, MisconfigurationException)
+from genflow.process.multimarginal.plan import NotConverged
+
+SPOKEN = (
+    ValueError, TypeError, FileNotFoundError, FloatingPointError, NotConverged,
+    MisconfigurationException,
+)  # fmt: skip
 """Errors of parts, whose messages already are such sentences."""
 
 

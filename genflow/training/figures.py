@@ -9,13 +9,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from genflow import plot
+from genflow import plot, plot_bridge
 from genflow.checks import count
 from genflow.model import Model
 from genflow.seeds import stream
 from genflow.solver import Exact
 from genflow.training.datamodule import needs_rows
 from genflow.training.module import Training
+from genflow.transform import Identity
 
 PATH_STEPS = 100
 """Points at which exact paths are drawn."""
@@ -24,7 +25,9 @@ PATH_STEPS = 100
 class Figures(L.Callback):
     """Draws the flow (``samples.png``) and the losses (``loss.png``) after training, and the flow at
     validations if asked; for weighted couplings also what they do to the data (``tilt.png``), and
-    where the laws are known mixtures the true error of the learned fields (``field_error.png``).
+    where the laws are known mixtures the true error of the learned fields (``field_error.png``). Of a
+    bridge through snapshots it draws these among its trajectories, and the traces of its parameters
+    (``parameters.png``).
 
     Args:
         folder: where pictures go; those of validations into ``figures/`` below it.
@@ -79,6 +82,13 @@ class Figures(L.Callback):
             error = None if data is None else pl_module.field_error(data)
             if error is not None:
                 self._write(trainer, pl_module, Path("field_error.png"), error.figure())
+            process = getattr(pl_module.model, "process", None)
+            if getattr(process, "history", None) and hasattr(process, "trajectories"):
+                made = getattr(data, "reference", None)  # which says the truth where it made the data
+                plain = isinstance(pl_module.model.transform, Identity | None)
+                alike = plain and type(made) is type(process.reference)
+                drawn = plot_bridge.traces(process, made.numbers() if alike else None)
+                self._write(trainer, pl_module, Path("parameters.png"), drawn)
             bent = self.draw_tilt(trainer, pl_module)
             if bent is not None:
                 self._write(trainer, pl_module, Path("tilt.png"), bent)
@@ -110,6 +120,8 @@ class Figures(L.Callback):
 
     def draw(self, trainer: L.Trainer, pl_module: Training, title: str) -> Any:
         model = pl_module.model
+        if hasattr(getattr(model, "process", None), "trajectories"):  # known as a whole
+            return self._bridge(trainer, pl_module, title)
         batch = trainer.datamodule.rows("test", self.n).to(pl_module.device)
         training = model.training
         model.eval()
@@ -147,6 +159,24 @@ class Figures(L.Callback):
         if isinstance(model.solver, Exact):  # paths, not only their ends
             starts["steps"] = max(model.solver.steps, PATH_STEPS)
         return samples, model.sample(**starts, cond=cond, generator=generator, trajectory=True)
+
+    def _bridge(self, trainer: L.Trainer, pl_module: Training, title: str) -> Any:
+        """Snapshots among trajectories, in data units."""
+        model, process = pl_module.model, pl_module.model.process
+        series, heldout = getattr(trainer.datamodule.data, "series", None), {}
+        if series is None:
+            seen = dict(zip(process.times, trainer.datamodule.rows("train", self.n).xs))
+        else:
+            clouds = {t: series.rows(t)[: self.n] for t in series.times}
+            seen = {series.times[k]: clouds[series.times[k]] for k in series.train}
+            heldout = {t: clouds[t] for t in (series.times[k] for k in series.heldout) if t > min(seen)}
+        ends = process.span[0], max([process.span[1], *heldout])
+        times = torch.linspace(*ends, PATH_STEPS + 1, dtype=torch.float64)
+        draw = stream(pl_module.seed, "figure", device=pl_module.device)
+        paths = process.trajectories(times=times, generator=draw)
+        if model.transform is not None:
+            paths = model.transform.inverse(paths.flatten(0, 1)).unflatten(0, paths.shape[:2])
+        return plot_bridge.snapshots(times, paths, seen, heldout, title)
 
 
 def log_figure(logger: Any, figure: Any, path: Path, step: int) -> None:

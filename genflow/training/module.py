@@ -131,12 +131,13 @@ class Training(L.LightningModule):
     def rehearse(self, batch: Batch) -> None:
         """One loss and one sample, so that parts that do not fit are told before training.
 
-        It leaves no trace: the model is in eval mode, and a loss that fits its own learner is left
-        alone, since one call of it is an iteration.
+        It leaves no trace: the model is in eval mode, and a loss that fits its own learner is not
+        called, since one call of it is an iteration.
         """
-        if not self.automatic_optimization:
-            return
         self.loss.check(self.model.learner)
+        if not self.automatic_optimization:
+            spec(self.model)
+            return
         follows = hasattr(self.model, "process")
         if not follows and hasattr(self.loss, "coupling"):
             raise ValueError(
@@ -170,13 +171,19 @@ class Training(L.LightningModule):
             raise FloatingPointError(self._diverged(f"the loss is {value}"))
         self.batches_seen, self.last_loss, self.started = step + 1, value, True
         if step % self.trainer.log_every_n_steps == 0:
-            self.log("train/loss", value, prog_bar=True)
+            name = "train/loss" if self.automatic_optimization else "objective"
+            self.log(name, value, prog_bar=True)
         if not self.automatic_optimization:
             self._stop_manual_run()
             return None
         return loss
 
     def _diverged(self, what: str) -> str:
+        if not self.automatic_optimization:
+            return (
+                f"{what} at step {self.batches_seen}: check the data, sigma and where the parameters "
+                "start; checkpoints written so far are untouched"
+            )
         return (
             f"{what} at step {self.global_step} (batch {self.batches_seen}): check the data, lower the "
             "learning rate or clip gradients (trainer.gradient_clip_val); checkpoints written so far "

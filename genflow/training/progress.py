@@ -13,11 +13,17 @@ class Progress(TQDMProgressBar):
     """Lightning's bar, over ``max_steps`` where the data are an endless stream.
 
     Args:
-        refresh_rate: steps between two redraws; every step costs as much as a small network.
+        refresh_rate: steps between two redraws; every step costs as much as a small network. Runs whose
+            loss fits its own learner, a few long steps, are redrawn at each.
     """
 
     def __init__(self, refresh_rate: int = 20) -> None:
         super().__init__(refresh_rate=refresh_rate)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not pl_module.automatic_optimization and self.is_enabled:
+            self._refresh_rate = 1
+        super().on_train_start(trainer, pl_module)
 
     @property
     def total_train_batches(self) -> int | float:

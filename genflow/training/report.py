@@ -23,8 +23,9 @@ from genflow.seeds import stream
 from genflow.solver import Euler
 from genflow.specs import spec
 from genflow.training.datamodule import needs_rows
-from genflow.training.heldout import heldout_distances
+from genflow.training.heldout import HeldOut, heldout_distances
 from genflow.training.module import Training
+from genflow.training.table import table
 
 LIKELIHOODS = 500
 """Test rows whose density is computed."""
@@ -57,8 +58,12 @@ class Report(L.Callback):
       snapshot inside the training's span (:class:`~genflow.data.Snapshots`): half the energy distance
       and exact W1, in data units, between its rows and the states at that time of paths that start at
       rows of the first training snapshot;
-    - ``train_seconds``, ``seed``, ``solver``, ``nfe``, ``ema``, ``steps``, ``parameters``,
-      ``versions``.
+    - of a process with its own ``trajectories`` (multi-marginal bridges) ``heldout_w2`` in place of the
+      energy (:func:`~genflow.training.heldout.trajectory_distances`), ``parameters`` of its reference
+      by name beside ``parameter_count``, and ``objective``, without ``w2_euler5`` and path numbers;
+    - ``train_seconds`` and ``cpu_seconds`` (of all parts of a resumed run, the latter without the
+      scores of :class:`~genflow.training.HeldOut`), ``seed``, ``solver``, ``nfe``, ``ema``,
+      ``steps``, ``parameters`` (how many), ``versions``.
 
     Args:
         folder: where ``metrics.json`` goes.
@@ -69,22 +74,26 @@ class Report(L.Callback):
         count(self, 2, n=n)
         self.folder, self.n = folder, n
         self.metrics: dict[str, Any] = {}
-        self._seconds, self._started = 0.0, None
+        self._seconds, self._started = (0.0, 0.0), None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self._seconds + self._running()}
+        seconds, cpu_seconds = self._spent()
+        return {"seconds": seconds, "cpu_seconds": cpu_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seconds = state_dict["seconds"]
+        self._seconds = state_dict["seconds"], state_dict.get("cpu_seconds", 0.0)
 
-    def _running(self) -> float:
-        return 0.0 if self._started is None else time.perf_counter() - self._started
+    def _spent(self) -> tuple[float, float]:
+        """Seconds of training so far, on the wall and on the processors."""
+        if self._started is None:
+            return self._seconds
+        return tuple(k + now - then for k, now, then in zip(self._seconds, _clocks(), self._started))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Training) -> None:
-        self._started = time.perf_counter()
+        self._started = _clocks()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Training) -> None:
-        self._seconds, self._started = self._seconds + self._running(), None
+        self._seconds, self._started = self._spent(), None
 
     def setup(self, trainer: L.Trainer, pl_module: Training, stage: str) -> None:
         if stage == "fit":
@@ -114,7 +123,7 @@ class Report(L.Callback):
         numbers = _distances(pl_module, test, train)
         numbers |= _paths(pl_module, test)
         # ess of a batch depends on its size: take the training's own
-        size = getattr(data, "batch_size", self.n)
+        size = getattr(data, "batch_size", None) or self.n
         batch = data.rows("train", size).to(device)
         draw = stream(pl_module.seed, "diagnose", device=device)
         cond = batch.cond
@@ -126,15 +135,17 @@ class Report(L.Callback):
         numbers |= _field_error(pl_module, data)
         numbers |= _objective(pl_module, test)
         numbers |= heldout_distances(pl_module, data, self.n)
+        scoring = sum(c.cpu_seconds for c in trainer.callbacks if isinstance(c, HeldOut))
         averaging = [c.decay for c in trainer.callbacks if hasattr(c, "decay")]
         return numbers | {
             "epsilon": _epsilon(pl_module.loss),
-            "train_seconds": round(self._seconds, 3),
+            "train_seconds": round(self._seconds[0], 3),
+            "cpu_seconds": round(self._seconds[1] - scoring, 3),
             "steps": pl_module.batches_seen,
             "seed": pl_module.seed,
             "solver": spec(_solver(pl_module.model)),
             "ema": averaging[0] if averaging else None,
-            "parameters": sum(p.numel() for p in pl_module.model.parameters()),
+            **_parameters(pl_module.model),
             "samples": len(test.xs[-1]),
             "device": str(device),
             "versions": {"genflow": version("genflow"), "python": platform.python_version()}
@@ -154,13 +165,34 @@ class Report(L.Callback):
         return numbers
 
 
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def _parameters(model: Any) -> dict[str, Any]:
+    """How many there are; of a process that refines a reference also what its numbers are."""
+    number = sum(p.numel() for p in model.parameters())
+    process = getattr(model, "process", None)
+    if not hasattr(process, "reference"):
+        return {"parameters": number}
+    history = getattr(process, "history", None)
+    found = {"parameters": process.reference.numbers(), "parameter_count": number}
+    return found | ({"objective": float(history[-1]["objective"])} if history else {})
+
+
+def _follows(model: Any) -> bool:
+    """Whether samples follow one field from the source to the data, so that its paths have an energy;
+    bridges through many snapshots have trajectories of their own."""
+    return hasattr(model, "process") and not hasattr(model.process, "trajectories")
+
+
 def _distances(training: Training, test: Batch, known: Batch) -> dict[str, Any]:
     model = training.model
     target, train = test.xs[-1].to(model.dtype), known.xs[-1].to(model.dtype)
     distance = Wasserstein()
     numbers: dict[str, Any] = {}
     runs: dict[str, Any] = {"w2": {}}
-    if hasattr(model, "process"):
+    if _follows(model):
         runs["w2_euler5"] = {"solver": Euler(5)}
     n = min(len(target), model.most or len(target))
     cond = None if test.cond is None else test.cond[:n]
@@ -199,7 +231,7 @@ def _classes(train: Batch, test: Batch, samples: Tensor) -> dict[str, Any]:
 
 
 def _paths(training: Training, test: Batch) -> dict[str, Any]:
-    if not hasattr(training.model, "process"):
+    if not _follows(training.model):
         return {}
     xs = training.model.encode(*test.xs)
     n = min(len(x) for x in xs)
@@ -262,16 +294,3 @@ def _field_error(training: Training, data: Any) -> dict[str, float]:
 
 def _epsilon(loss: Any) -> float | None:
     return getattr(getattr(loss, "coupling", None), "epsilon", None)
-
-
-def table(metrics: dict[str, Any]) -> str:
-    """The numbers of a report as aligned lines."""
-    lines = []
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            value = value.get("_target_", "").rpartition(".")[2] if "_target_" in value else None
-        if value is not None:
-            lines.append(
-                f"  {name:<20} {value:.4g}" if isinstance(value, float) else f"  {name:<20} {value}"
-            )
-    return "\n".join(lines)

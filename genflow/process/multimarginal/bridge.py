@@ -66,8 +66,10 @@ class MultiMarginalBridge(Solved, Process):
         self.forwards, self.backwards = nn.ModuleList(), nn.ModuleList()
         self.times: list[float] | None = None
         self._weights: Sequence[Tensor | None] | None = None
+        self._stated = False
         if times is not None:
             self.observe(times)
+            self._stated = False
 
     def observe(
         self, times: Sequence[float], weights: Sequence[Tensor | None] | None = None
@@ -78,9 +80,11 @@ class MultiMarginalBridge(Solved, Process):
             times: of the marginals, rising.
             weights: ``(N_k,)`` for each marginal, positive; ``None`` counts all rows alike.
         """
-        self.times = check_times(times)
+        known, self.times = self.times, check_times(times)
+        if known not in (None, self.times):
+            self.kept.clear()
         self.span = (self.times[0], self.times[-1])
-        self._weights = weights
+        self._weights, self._stated = weights, True
         if self.regressor is not None and len(self.forwards) != len(self.times) - 1:
             intervals = range(len(self.times) - 1)
             self.forwards = nn.ModuleList(deepcopy(self.regressor) for _ in intervals)
@@ -100,10 +104,8 @@ class MultiMarginalBridge(Solved, Process):
         place = next((p.device for p in self.reference.parameters()), flat[0].device)
         flat = [x.to(place) for x in flat]
         check_reference(self.reference, self.times, flat)
-        again = self.kept.points is not None and torch.equal(
-            self.kept.points, torch.cat([x.double() for x in flat])
-        )
-        if not again:  # what was solved on these rows is still true
+        # else what was solved on them is still true, also with the masses of a file
+        if not self.kept.holds(flat, self._weights, self._stated):
             self.kept.keep(flat, self._weights)
         return self
 

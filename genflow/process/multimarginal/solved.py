@@ -62,7 +62,7 @@ class Solved:
         drifts were learned.
         """
         self._check_solved()
-        s, t = float(s), float(t)
+        s, t = self._snapped(float(s)), self._snapped(float(t))
         flat = x.flatten(1).double()
         ways = [self._walk(s, t, rows, generator) for rows in flat.split(self._together())]
         return torch.cat(ways).to(x.dtype).view_as(x)
@@ -83,10 +83,7 @@ class Solved:
         while t < s:
             k = bisect_left(self.times, s) - 1
             if k == len(intervals):
-                raise ValueError(
-                    f"MultiMarginalBridge: nothing is known backwards from time {s:g}, past the last "
-                    f"snapshot at {self.times[-1]:g}"
-                )
+                raise self._unknown(s)
             stop = max(t, self.times[k])
             if int(self.kept.solved) == 2:
                 x = self._euler(k, s, stop, x, generator)
@@ -108,6 +105,17 @@ class Solved:
             x = x + (b - a) * field(a, x) + self.sigma * abs(b - a) ** 0.5 * randn_like(x, generator)
         return x
 
+    def _snapped(self, t: float) -> float:
+        """The time of a snapshot where ``t`` is one but for rounding (in float32)."""
+        near = min(self.times, key=lambda known: abs(known - t))
+        return near if abs(near - t) <= 1e-6 * (self.span[1] - self.span[0]) else t
+
+    def _unknown(self, t: float) -> ValueError:
+        return ValueError(
+            f"MultiMarginalBridge: nothing is known backwards from time {t:g}, past the last snapshot "
+            f"at {self.times[-1]:g}"
+        )
+
     def _together(self) -> int:
         """How many states are looked at together."""
         each = int(self.kept.counts.max()) * self.reference.dim
@@ -119,13 +127,14 @@ class Solved:
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
         flat = x.flatten(1).double()
         if t.ndim == 0:
-            answers = torch.cat([ask(float(t), rows) for rows in flat.split(self._together())])
+            time = self._snapped(float(t))
+            answers = torch.cat([ask(time, rows) for rows in flat.split(self._together())])
             return answers.to(x.dtype).view_as(x)
         answers = torch.empty_like(flat)
         for time in t.unique().tolist():
             here = (t == time).nonzero()[:, 0]
             for rows in here.split(self._together()):
-                answers[rows] = ask(time, flat[rows])
+                answers[rows] = ask(self._snapped(time), flat[rows])
         return answers.to(x.dtype).view_as(x)
 
     def _drift(self, t: float, x: Tensor) -> Tensor:
@@ -139,6 +148,8 @@ class Solved:
         return self.reference(t, x) + ahead.control()
 
     def _backward(self, t: float, x: Tensor) -> Tensor:
+        if t > self.times[-1]:
+            raise self._unknown(t)
         k = min(max(bisect_left(self.times, t) - 1, 0), len(self.times) - 2)
         if int(self.kept.solved) == 2:  # its clock runs on while time runs back
             clock = self.times[k] + self.times[k + 1] - t
@@ -168,8 +179,9 @@ class Solved:
             ``(S+1, n, d)``.
         """
         self._check_solved()
-        times = self.grid() if times is None else torch.as_tensor(times, dtype=torch.float64)
-        if times.ndim != 1 or not bool((times.diff() > 0).all()) or float(times[0]) < self.span[0]:
+        times = self.grid() if times is None else torch.as_tensor(times, dtype=torch.float64).cpu()
+        times = torch.tensor(list(map(self._snapped, times.flatten().tolist())), dtype=torch.float64)
+        if not len(times) or not bool((times.diff() > 0).all()) or float(times[0]) < self.span[0]:
             raise ValueError(
                 f"MultiMarginalBridge.trajectories: times must rise and start at {self.span[0]:g} or "
                 f"later"
@@ -256,6 +268,7 @@ class Solved:
             parts.append([rows[k] for k in range(len(counts))])
         return [torch.cat(column) for column in zip(*parts)]
 
+    @torch.no_grad()
     def plan(self, k: int) -> Tensor:
         """The plan of interval ``k``, ``(N_k, N_{k+1})``, whose rows sum to one times their masses."""
         left, right = self.kept.rows("left", k), self.kept.rows("right", k + 1)

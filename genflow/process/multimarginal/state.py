@@ -40,18 +40,25 @@ class Kept(nn.Module):
 
     def keep(self, xs: Sequence[Tensor], weights: Sequence[Tensor | None] | None = None) -> None:
         """Keep snapshots ``(N_k, d)`` and how much each row counts, in float64."""
-        weights = [None] * len(xs) if weights is None else weights
-        masses = []
-        for x, weight in zip(xs, weights):
-            share = torch.ones(len(x)) if weight is None else weight
-            share = share.to(device=x.device, dtype=torch.float64)
-            masses.append(share / share.sum())
-        self.points = torch.cat([x.detach().double() for x in xs])
-        self.masses = torch.cat(masses)
+        self.points, self.masses, self.counts = _end_to_end(xs, weights)
         self.left, self.right = torch.zeros_like(self.masses), torch.zeros_like(self.masses)
-        self.counts = torch.tensor([len(x) for x in xs], device=self.points.device)
         self.solved = torch.zeros((), dtype=torch.long, device=self.points.device)
         self.correction = self.trace = None
+
+    def holds(
+        self, xs: Sequence[Tensor], weights: Sequence[Tensor | None] | None, weighted: bool
+    ) -> bool:
+        """Whether these are the snapshots that are kept; with their masses, if ``weighted``."""
+        if self.points is None:
+            return False
+        found = _end_to_end(xs, weights)
+        kept = self.points, self.masses if weighted else found[1], self.counts
+        return all(a.shape == b.shape and torch.equal(a, b.to(a)) for a, b in zip(kept, found))
+
+    def clear(self) -> None:
+        """Forget all."""
+        for name in NAMES:
+            setattr(self, name, None)
 
     def rows(self, name: str, k: int) -> Tensor:
         """Part ``k`` of a buffer, a view."""
@@ -75,3 +82,16 @@ class Kept(nn.Module):
             else:
                 setattr(self, name, None)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _end_to_end(
+    xs: Sequence[Tensor], weights: Sequence[Tensor | None] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Points, masses and counts of snapshots, in float64."""
+    masses = []
+    for x, weight in zip(xs, [None] * len(xs) if weights is None else weights):
+        share = torch.ones(len(x)) if weight is None else weight
+        share = share.to(device=x.device, dtype=torch.float64)
+        masses.append(share / share.sum())
+    points = torch.cat([x.detach().double() for x in xs])
+    return points, torch.cat(masses), torch.tensor([len(x) for x in xs], device=points.device)

@@ -12,6 +12,19 @@ ACTIVATIONS = {"silu": nn.SiLU, "softplus": nn.Softplus, "tanh": nn.Tanh}
 """Smooth ones: a bridge needs derivatives of the drift, which are zero under ReLU."""
 
 
+def slopes(activation: str, z: Tensor) -> tuple[Tensor, Tensor]:
+    """First and second derivative of an activation."""
+    if activation == "tanh":
+        value = z.tanh()
+        slope = 1 - value**2
+        return slope, -2 * value * slope
+    s = z.sigmoid()
+    bend = s * (1 - s)
+    if activation == "softplus":
+        return s, bend
+    return s * (1 + z * (1 - s)), bend * (2 + z * (1 - 2 * s))
+
+
 class Learned(Reference):
     """Any network as drift.
 
@@ -56,10 +69,35 @@ class GradientField(Reference):
         nn.init.zeros_(last.weight)
         self.potential = nn.Sequential(*layers, last).double()
 
+    def _through(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Weights of all layers, and both derivatives of the activation at each hidden one."""
+        weights, first, second = [], [], []
+        for layer in self.potential:
+            if isinstance(layer, nn.Linear):
+                weights.append(layer.weight)
+            else:
+                for kept, value in zip((first, second), slopes(self.activation, x)):
+                    kept.append(value)
+            x = layer(x)
+        return weights, first, second
+
     def field(self, t: Tensor | float, x: Tensor, values: Values) -> Tensor:
-        keep = torch.is_grad_enabled()
-        with torch.enable_grad():
-            x = x if keep and x.requires_grad else x.detach().requires_grad_()
-            total = self.potential(x).sum()
-            (gradient,) = torch.autograd.grad(total, x, create_graph=True)
-        return gradient if keep else gradient.detach()
+        weights, first, _ = self._through(x)
+        gradient = weights[-1].expand(len(x), -1)
+        for weight, slope in zip(weights[-2::-1], first[::-1]):
+            gradient = (gradient * slope) @ weight
+        return gradient
+
+    def jacobian(self, t: Tensor | float, x: Tensor, values: Values | None = None) -> Tensor:
+        # the Hessian in closed form: of each hidden layer its bend times what reaches it from above,
+        # between its derivatives in x; several times faster than to differentiate the gradient
+        weights, first, second = self._through(x)
+        above = [weights[-1].expand(len(x), -1)]
+        for weight, slope in zip(weights[-2:0:-1], first[:0:-1]):
+            above.append((above[-1] * slope) @ weight)
+        total, inner = 0.0, None
+        for weight, slope, bend, down in zip(weights, first, second, above[::-1]):
+            inner = weight.expand(len(x), -1, -1) if inner is None else weight @ inner
+            total = total + inner.mT @ ((bend * down)[..., None] * inner)
+            inner = slope[..., None] * inner
+        return total
