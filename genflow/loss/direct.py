@@ -75,7 +75,7 @@ class Profiled:
     def __init__(self, bridge: MultiMarginalBridge, grid: int) -> None:
         self.bridge, self.grid = bridge, grid
         self.particles = float(bridge.kept.counts.double().mean())
-        known = int(bridge.kept.solved) == 1
+        known = bridge.kept.by_plans
         self.right = [
             bridge.kept.rows("right", k + 1).clone() if known else None
             for k in range(len(bridge.times) - 1)

@@ -13,9 +13,9 @@ from genflow.checks import count, positive
 from genflow.loss.base import Learner
 from genflow.loss.projection import Projection
 from genflow.process import MultiMarginalBridge
-from genflow.process.multimarginal.bridge import DRIFTS
 from genflow.process.multimarginal.interval import Interval
 from genflow.process.multimarginal.ipf import HalfBridges, ipf
+from genflow.process.multimarginal.state import DRIFTS
 
 FAR = 2.0
 """Distance of means, in units of spread and noise, from which on a snapshot counts as missed: what

@@ -12,6 +12,7 @@ from genflow.loss.projection import Projection
 from genflow.process import MultiMarginalBridge
 from genflow.process.multimarginal.interval import log_densities
 from genflow.process.multimarginal.plan import solve_plan
+from genflow.process.multimarginal.state import PLANS
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class StaticBridge(Projection):
     @torch.no_grad()
     def project(self, bridge: MultiMarginalBridge, generator: torch.Generator | None = None) -> Tensor:
         """Solve all intervals; the objective is the sum of their divergences."""
-        kept, warm, total = bridge.kept, int(bridge.kept.solved or 0) == 1, 0.0
+        kept, warm, total = bridge.kept, bridge.kept.by_plans, 0.0
         corrections = []
         intervals = bridge.intervals()
         for k, logs in enumerate(log_densities(intervals, bridge.steps)):
@@ -59,5 +60,5 @@ class StaticBridge(Projection):
             kept.rows("right", k + 1).copy_(plan.right)
             total = total + plan.objective
         kept.correction = torch.cat([c.flatten() for c in corrections]) if corrections else None
-        kept.solved.fill_(1)
+        kept.solved.fill_(PLANS)
         return total

@@ -54,7 +54,7 @@ def regression(
     Solved by plans, its drift is known along sampled bridges; solved by learned drifts, increments of
     trajectories stand for it.
     """
-    if int(bridge.kept.solved) == 2:
+    if bridge.kept.by_drifts:
         grid = bridge.grid().to(bridge.kept.points)
         path = bridge.trajectories(generator=generator)
         h = grid.diff()[:, None]

@@ -13,15 +13,12 @@ from genflow.checks import count, positive
 from genflow.process.base import Process
 from genflow.process.multimarginal.interval import Interval
 from genflow.process.multimarginal.ready import check_reference, check_snapshots, check_times
-from genflow.process.multimarginal.solved import Solved
 from genflow.process.multimarginal.state import Kept
+from genflow.process.multimarginal.trajectories import Trajectories
 from genflow.process.reference import Reference
 
-PLANS, DRIFTS = 1, 2
-"""What may solve a bridge."""
 
-
-class MultiMarginalBridge(Solved, Process):
+class MultiMarginalBridge(Trajectories, Process):
     r"""The path law with given marginals at given times that is nearest to a reference,
     :math:`\min_{Q} KL(Q\,\|\,P_\theta)`, and the reference that is nearest to it in turn (Shen,
     Berlinghieri & Broderick 2024, "Multi-marginal Schrödinger bridges with iterative reference

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from genflow.process.multimarginal.bridges import Paths
-from genflow.process.multimarginal.interval import Interval, log_densities
-from genflow.process.multimarginal.ipf import stitched
-from genflow.process.multimarginal.law import Ahead, Behind, draw, forecast
+from genflow.process.multimarginal.interval import Interval
+from genflow.process.multimarginal.law import Ahead, Behind, forecast
 from genflow.process.multimarginal.state import Kept
 from genflow.process.reference import Reference
 from genflow.tensors import randn_like
@@ -72,7 +70,7 @@ class Solved:
         while s < t and s < self.times[-1]:
             k = max(bisect_right(self.times, s) - 1, 0)
             stop = min(t, self.times[k + 1])
-            if int(self.kept.solved) == 2:
+            if self.kept.by_drifts:
                 x = self._euler(k, s, stop, x, generator)
             else:
                 right = self.kept.rows("right", k + 1)
@@ -85,7 +83,7 @@ class Solved:
             if k == len(intervals):
                 raise self._unknown(s)
             stop = max(t, self.times[k])
-            if int(self.kept.solved) == 2:
+            if self.kept.by_drifts:
                 x = self._euler(k, s, stop, x, generator)
             else:
                 left = self.kept.rows("left", k)
@@ -141,7 +139,7 @@ class Solved:
         if t >= self.times[-1] and not t == self.times[-1]:
             return self.reference(t, x)
         k = min(max(bisect_right(self.times, t) - 1, 0), len(self.times) - 2)
-        if int(self.kept.solved) == 2:
+        if self.kept.by_drifts:
             return self.forwards[k](x.new_full(x.shape[:1], t), x)
         right = self.kept.rows("right", k + 1)
         ahead = Ahead(self.intervals()[k], right, t, x, self.steps)
@@ -151,162 +149,15 @@ class Solved:
         if t > self.times[-1]:
             raise self._unknown(t)
         k = min(max(bisect_left(self.times, t) - 1, 0), len(self.times) - 2)
-        if int(self.kept.solved) == 2:  # its clock runs on while time runs back
+        if self.kept.by_drifts:  # its clock runs on while time runs back
             clock = self.times[k] + self.times[k + 1] - t
             return -self.backwards[k](x.new_full(x.shape[:1], clock), x)
         left = self.kept.rows("left", k)
         behind = Behind(self.intervals()[k], left, t, x, self.steps)
         return self.reference(t, x) - self.sigma**2 * behind.score()
 
-    @torch.no_grad()
-    def trajectories(
-        self,
-        times: Sequence[float] | Tensor | None = None,
-        n: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Whole paths through all snapshots.
-
-        Solved by plans, they pass through rows of every snapshot, chained by the plans; solved by
-        learned drifts, they start at rows of all snapshots and are simulated both ways from there.
-
-        Args:
-            times: rising, inside the span or past it (forecasts); by default the grid of all intervals.
-            n: how many; by default one from every row of every snapshot.
-            generator: where the draws come from.
-
-        Returns:
-            ``(S+1, n, d)``.
-        """
-        self._check_solved()
-        times = self.grid() if times is None else torch.as_tensor(times, dtype=torch.float64).cpu()
-        times = torch.tensor(list(map(self._snapped, times.flatten().tolist())), dtype=torch.float64)
-        if not len(times) or not bool((times.diff() > 0).all()) or float(times[0]) < self.span[0]:
-            raise ValueError(
-                f"MultiMarginalBridge.trajectories: times must rise and start at {self.span[0]:g} or "
-                f"later"
-            )
-        inside = times[times <= self.span[1]]
-        follow = self._stitched if int(self.kept.solved) == 2 else self._chain
-        path, x = follow(inside, n, generator)
-        late = times[times > self.span[1]].tolist()
-        s, interval, states = self.span[1], self.intervals()[-1], [path]
-        for t in late:
-            x = forecast(interval, s, t, x, self.steps, generator)
-            states.append(x[None])
-            s = t
-        return torch.cat(states)
-
-    def _stitched(
-        self, times: Tensor, n: int | None, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
-        """States at ``times`` and at the last snapshot of paths by learned drifts; of ``n`` drawn at
-        random, if told."""
-        intervals, grids, places = self.intervals(), [], []
-        for interval in intervals:
-            start, stop = interval.span
-            grids.append(interval.grid(self.steps, times[(times > start) & (times < stop)]))
-            places.append(grids[-1] if not places else grids[-1][1:])
-        xs = [self.kept.rows("points", k) for k in range(len(self.times))]
-        path = stitched(xs, grids, self.forwards, self.backwards, self.sigma, generator)
-        if n is not None:
-            path = path[:, draw(path.new_ones(n, path.shape[1]), generator)]
-        slack = 1e-9 * (self.span[1] - self.span[0])
-        return path[torch.searchsorted(torch.cat(places), times - slack)], path[-1]
-
-    def grid(self) -> Tensor:
-        """``steps`` equal steps in each interval."""
-        parts = [torch.linspace(a, b, self.steps + 1, dtype=torch.float64)[:-1]
-                 for a, b in zip(self.times[:-1], self.times[1:])]  # fmt: skip
-        return torch.cat([*parts, torch.tensor(self.times[-1:], dtype=torch.float64)])
-
-    def _chain(
-        self, times: Tensor, n: int | None, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
-        """States at ``times``, and at the last snapshot."""
-        intervals = self.intervals()
-        rows = self._chained(intervals, n, generator)
-        states = [torch.empty(0)] * len(times)
-        for k, interval in enumerate(intervals):
-            start, stop = interval.span
-            inside = ((times >= start) & (times <= stop)).nonzero()[:, 0]
-            if len(inside) == 0:
-                continue
-            wanted = times[inside]
-            path = interval.paths(rows[k], rows[k + 1], self.steps, True, wanted, generator)
-            found = torch.searchsorted(
-                path.times[:, 0].cpu().contiguous(), wanted - 1e-9 * (stop - start)
-            )
-            for place, row in zip(inside.tolist(), found.tolist()):
-                states[place] = path.x[row]
-        last = intervals[-1].x1[rows[-1]]
-        kept = torch.stack(states) if states else last.new_zeros(0, *last.shape)
-        return kept, last
-
-    def _chained(
-        self, intervals: list[Interval], n: int | None, generator: torch.Generator | None
-    ) -> list[Tensor]:
-        """A row of each snapshot for every path: each starts at some row of some snapshot, and is
-        carried both ways by the plans."""
-        counts, place = self.kept.counts.tolist(), self.kept.points.device
-        plans = [self.plan(k) for k in range(len(intervals))]
-        parts: list[list[Tensor]] = []
-        for start, size in enumerate(counts):
-            masses = self.kept.rows("masses", start)
-            if n is None and bool((masses == masses[0]).all()):
-                here = torch.arange(size, device=place)
-            else:  # systematic draws: as even as the masses are
-                share = size if n is None else n // len(counts) + (start < n % len(counts))
-                shift = torch.rand((), generator=generator, dtype=torch.float64).to(place)
-                points = (torch.arange(share, device=place) + shift) / max(share, 1)
-                here = torch.searchsorted(masses.cumsum(0), points).clamp_max(size - 1)
-            rows = {start: here}
-            for k in range(start, len(intervals)):
-                rows[k + 1] = draw(plans[k][rows[k]], generator)
-            for k in range(start - 1, -1, -1):
-                rows[k] = draw(plans[k].mT[rows[k + 1]], generator)
-            parts.append([rows[k] for k in range(len(counts))])
-        return [torch.cat(column) for column in zip(*parts)]
-
-    @torch.no_grad()
-    def plan(self, k: int) -> Tensor:
-        """The plan of interval ``k``, ``(N_k, N_{k+1})``, whose rows sum to one times their masses."""
-        left, right = self.kept.rows("left", k), self.kept.rows("right", k + 1)
-        (logs,) = log_densities(self.intervals()[k : k + 1], self.steps)
-        logs = logs + left[:, None] + right
-        if self.kept.correction is not None:
-            logs = logs + self.kept.corrections()[k]
-        return logs.exp()
-
-    @torch.no_grad()
-    def bridges(
-        self, n: int | None = None, guided: bool = True, generator: torch.Generator | None = None
-    ) -> list[Paths]:
-        """``n`` bridges through each interval between points that its plan pairs; as many as its larger
-        snapshot has rows by default."""
-        self._check_solved()
-        found = []
-        for k, interval in enumerate(self.intervals()):
-            size = n or max(len(interval.x0), len(interval.x1))
-            law = self.plan(k).flatten().cumsum(0)
-            shift = torch.rand((), generator=generator, dtype=torch.float64).to(law)
-            points = (torch.arange(size, device=law.device) + shift) / size * law[-1]
-            pair = torch.searchsorted(law, points, right=True).clamp_max(len(law) - 1)
-            m = len(interval.x1)
-            found.append(interval.paths(pair // m, pair % m, self.steps, guided, None, generator))
-        return found
-
-    def effective_sample_size(
-        self, n: int | None = None, generator: torch.Generator | None = None
-    ) -> list[float]:
-        """How well guided bridges stand for the true ones in each interval: Kish's fraction of ``n``
-        paths whose likelihood ratios are not spread, 1 where the reference is affine. Small values say
-        that the linearisation is poor there: see ``correct`` of ``StaticBridge``."""
-        weights = [paths.log_weight.softmax(0) for paths in self.bridges(n, generator=generator)]
-        return [float(1 / (len(w) * w.square().sum())) for w in weights]
-
     def _check_solved(self) -> None:
-        if self.kept.solved is None or int(self.kept.solved) == 0:
+        if not (self.kept.by_plans or self.kept.by_drifts):
             raise RuntimeError(
                 "MultiMarginalBridge is not solved yet: call fit of ReferenceRefinement, StaticBridge "
                 "or IPF, or run one iteration of such a loss"

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+PLANS, DRIFTS = 1, 2
+"""What may solve a bridge."""
 NAMES = ("points", "masses", "left", "right", "counts", "correction", "trace", "solved")
 
 
@@ -54,6 +56,16 @@ class Kept(nn.Module):
         found = _end_to_end(xs, weights)
         kept = self.points, self.masses if weighted else found[1], self.counts
         return all(a.shape == b.shape and torch.equal(a, b.to(a)) for a, b in zip(kept, found))
+
+    @property
+    def by_plans(self) -> bool:
+        """Whether plans solve the bridge."""
+        return self.solved is not None and int(self.solved) == PLANS
+
+    @property
+    def by_drifts(self) -> bool:
+        """Whether learned drifts do."""
+        return self.solved is not None and int(self.solved) == DRIFTS
 
     def clear(self) -> None:
         """Forget all."""
