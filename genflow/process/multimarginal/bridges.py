@@ -17,6 +17,9 @@ from genflow.process.multimarginal.linear_noise import LinearNoise, cholesky
 from genflow.process.reference import Reference
 from genflow.tensors import randn_like
 
+GROWTH = 1e12
+"""What a deviation may grow by over an interval, before digits are lost."""
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -49,6 +52,13 @@ class Guide:
     def __init__(self, reference: Reference, lines: LinearNoise, sigma: float) -> None:
         self.reference, self.lines, self.sigma = reference, lines, sigma
         phi, gained = lines.remaining()
+        growth = float(phi.abs().max())
+        if not growth < GROWTH:
+            raise FloatingPointError(
+                f"{type(reference).__name__} magnifies differences by {growth:.0e} over an interval, "
+                f"more than its bridges can be computed with: start its parameters nearer to what the "
+                f"data show"
+            )
         root = cholesky(gained[:-1])
         # u = pull r with pull = Phi' P^-1, and K = Q Phi' P^-1 with the next Phi
         self.phi = phi

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -129,4 +130,4 @@ class Interval:
             target = torch.arange(m, device=self.x0.device).repeat_interleave(paths).repeat(len(own))
             weight = self.paths(source, target, steps, generator=generator).log_weight
             parts.append(weight.view(len(own), m, paths).logsumexp(2))
-        return torch.cat(parts) - torch.log(torch.tensor(float(paths)))
+        return torch.cat(parts) - math.log(paths)

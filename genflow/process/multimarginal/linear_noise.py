@@ -3,8 +3,8 @@ r"""A reference linearised about its own paths: Gaussian transitions and bridges
 About the path :math:`\dot m = f(t, m)` from each start, deviations follow
 :math:`d\delta = J(t, m)\,\delta\,dt + \sigma\,dW`. Over a step of a grid they are multiplied by
 :math:`A_l` and gain a covariance :math:`\sigma^2Q_l`. Everything is built of these by products and
-sums: no fundamental matrix is inverted, so that neither growth nor contraction does harm. Exact for
-affine drifts.
+sums: no fundamental matrix is inverted, so that contraction does no harm, nor growth that doubles hold.
+Exact for affine drifts.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ BURST = 20
 """Cheap multiplicative updates between two in the log domain."""
 NEWTON = 1500
 """Points of both sides together up to which Newton's method finishes what updates cannot."""
+LONGEST = 8.0
+"""The most that a potential may move in a step of Newton's method."""
 
 
 class NotConverged(RuntimeError):
@@ -121,7 +123,9 @@ def _newton(plan: Tensor, mu: Tensor, nu: Tensor) -> tuple[Tensor, Tensor] | Non
         return None
     up_b = torch.cholesky_solve(right[:, None], root)[:, 0]
     up_a = (mu - rows - plan @ up_b) / rows
-    return up_a, up_b
+    # near a plan that all but falls into parts, the way between the parts is endless
+    short = (LONGEST / torch.cat([up_a, up_b]).abs().max()).clamp_max(1.0)
+    return short * up_a, short * up_b
 
 
 def _guarded(

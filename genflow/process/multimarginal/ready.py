@@ -122,6 +122,5 @@ def _check_jacobian(reference: Reference, time: float, x: Tensor) -> None:
     if float(wrong.double().mean()) > 0.5:
         raise ValueError(
             f"{type(reference).__name__}: the Jacobian of its drift disagrees with differences of the "
-            f"drift at time {time:g}; a detach() or torch.no_grad() inside the drift does this, and "
-            f"so does an activation without second derivative (use silu, softplus or tanh)"
+            f"drift at time {time:g}; a detach() or torch.no_grad() inside the drift does this"
         )
