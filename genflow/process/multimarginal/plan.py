@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 BURST = 20
-"""Cheap multiplicative updates between two in the log domain."""
+"""Updates between two exponentials of all pairs."""
 NEWTON = 1500
 """Points of both sides together up to which Newton's method finishes what updates cannot."""
 LONGEST = 8.0
@@ -53,23 +53,19 @@ def solve_plan(
 ) -> BridgePlan:
     """The plan for ``log_density (n, m)`` between masses ``mu (n,)`` and ``nu (m,)``.
 
-    Updates in the log domain from a ladder of falling temperatures, or from ``start``, the potential
-    ``right`` of a plan nearby; bursts of plain updates between (Schmitzer 2019, stabilised scaling);
-    where these creep and the problem is small, Newton's method on the dual.
+    Updates from a ladder of falling temperatures, or from ``start``, the potential ``right`` of a plan
+    nearby; where these creep and the problem is small, Newton's method on the dual.
 
     Raises:
         NotConverged: where ``iterations`` do not bring the error below ``tolerance``.
     """
-    log_mu, log_nu = mu.log(), nu.log()
-    a, b, done = _ladder(log_density, log_mu, log_nu) if start is None else (None, start, 0)
-    small = sum(log_density.shape) <= NEWTON
+    sweep = _Sweep(log_density, mu, nu)
+    b, done = (start, 0) if start is not None else _ladder(sweep)
+    small, newton = sum(log_density.shape) <= NEWTON, False
     while True:
-        a = log_mu - torch.logsumexp(log_density + b, 1)
-        b = log_nu - torch.logsumexp(log_density + a[:, None], 0)
-        log_plan = log_density + a[:, None] + b
-        plan = log_plan.exp()
-        error = float((plan.sum(1) - mu).abs().sum()) / 2
-        done += 1
+        updates = 1 if newton else BURST
+        a, b, error = sweep(b, updates=updates)
+        done += updates
         if error <= tolerance:
             break
         if not done < iterations or error != error:
@@ -79,37 +75,66 @@ def solve_plan(
                 "iterations or tolerance of StaticBridge, check sigma and the units of the data, or "
                 "start the reference nearer to what the data show"
             )
-        if small and done > 200:
-            step = _newton(plan, mu, nu)
+        newton = small and done > 200
+        if newton:
+            step = _newton((log_density + a[:, None] + b).exp(), mu, nu)
             if step is not None:
                 a, b = _guarded(log_density, mu, nu, a, b, *step)
-                continue
-        u, v = torch.ones_like(mu), torch.ones_like(nu)
-        for _ in range(BURST):
-            u = mu / (plan @ v)
-            v = nu / (u @ plan)
-        done += BURST
-        up_a, up_b = u.log(), v.log()
-        if bool(torch.isfinite(up_a).all()) and bool(torch.isfinite(up_b).all()):
-            a, b = a + up_a, b + up_b
-    objective = (mu * (a - log_mu)).sum() + (nu * b).sum()
+    log_plan = (log_density + a[:, None]).add_(b)
+    objective = (mu * (a - mu.log())).sum() + (nu * b).sum()
     return BridgePlan(a, b, log_plan, objective, error)
 
 
-def _ladder(log_density: Tensor, log_mu: Tensor, log_nu: Tensor) -> tuple[None, Tensor, int]:
-    """Potentials at temperature 1 from higher ones, each four times the next."""
-    b, done = torch.zeros_like(log_nu), 0
+class _Sweep:
+    """A burst of updates with the potentials absorbed into the kernel (Schmitzer 2019, stabilised
+    scaling), so that a burst takes one exponential of each pair; all in one array that is kept.
+
+    Args:
+        log_density: ``(n, m)``.
+        mu, nu: masses.
+    """
+
+    def __init__(self, log_density: Tensor, mu: Tensor, nu: Tensor) -> None:
+        self.logs, self.mu, self.nu = log_density, mu, nu
+        self.kernel = torch.empty_like(log_density)
+
+    def __call__(
+        self, b: Tensor, temperature: float = 1.0, updates: int = BURST
+    ) -> tuple[Tensor, Tensor, float]:
+        """Potentials after updates of both from ``b``, and the total variation of the row marginal; the
+        column marginal is exact."""
+        kernel = torch.div(self.logs, temperature, out=self.kernel).add_(b)
+        most = kernel.amax(1)
+        kernel.sub_(most[:, None]).exp_()
+        u = self.mu / kernel.sum(1)
+        for k in range(updates):
+            v = self.nu / (u @ kernel)
+            if not bool(torch.isfinite(v).all()):  # a column that no row reaches with digits
+                a = u.log() - most
+                logs = torch.div(self.logs, temperature, out=kernel).add_(a[:, None])
+                b = self.nu.log() - torch.logsumexp(logs, 0)
+                return a, b, self._error(logs.add_(b).exp_().sum(1))
+            rows = kernel @ v
+            if k < updates - 1:
+                u = self.mu / rows
+        return u.log() - most, b + v.log(), self._error(u * rows)
+
+    def _error(self, rows: Tensor) -> float:
+        return float((rows - self.mu).abs().sum()) / 2
+
+
+def _ladder(sweep: _Sweep) -> tuple[Tensor, int]:
+    """The potential at temperature 1 from higher ones, each four times the next."""
+    b, done = torch.zeros_like(sweep.nu), 0
     # differences that no potential takes up
-    centred = log_density - log_density.mean(1, keepdim=True)
-    rung = max(1.0, float(centred.abs().mean()) / 4)
+    away = (sweep.logs - sweep.logs.mean(1, keepdim=True)).abs_()
+    rung = max(1.0, float(away.mean()) / 4)
     while rung > 1:
-        for _ in range(10):
-            a = log_mu - torch.logsumexp(log_density / rung + b, 1)
-            b = log_nu - torch.logsumexp(log_density / rung + a[:, None], 0)
+        _, b, _ = sweep(b, rung, 10)
         done += 10
         lower = max(1.0, rung / 4)
         b, rung = b * (rung / lower), lower
-    return None, b, done
+    return b, done
 
 
 def _newton(plan: Tensor, mu: Tensor, nu: Tensor) -> tuple[Tensor, Tensor] | None:
