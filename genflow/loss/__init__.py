@@ -15,6 +15,7 @@ from genflow.loss.light_bridge import LightBridgeKL
 from genflow.loss.matching import Matching, Regression
 from genflow.loss.projection import Projection
 from genflow.loss.refinement import ReferenceRefinement
+from genflow.loss.rounds import heldout_w1
 from genflow.loss.sample_distance import SampleDistance
 from genflow.loss.static_bridge import StaticBridge
 from genflow.loss.updates import LeastSquares, Update
@@ -22,5 +23,5 @@ from genflow.loss.updates import LeastSquares, Update
 __all__ = [
     "IPF", "BridgeMatching", "Direct", "Gradient", "LeastSquares", "LightBridgeKL", "Loss", "Matching",
     "On", "Projection", "ReferenceRefinement", "Regression", "SampleDistance", "StaticBridge", "Sum",
-    "Update", "importance_density",
+    "Update", "heldout_w1", "importance_density",
 ]  # fmt: skip

@@ -40,7 +40,8 @@ def log_densities(intervals: Sequence[Interval], steps: int) -> Iterator[Tensor]
     r"""Log-densities :math:`\log\tilde p(y_j|x_i)` of each interval, ``(n, m)``; differentiable
     in the parameters."""
     for interval, parts in zip(intervals, transitions(intervals, steps)):
-        yield torch.cat([log_density(mean, spread, interval.x1) for mean, spread, _ in parts])
+        found = [log_density(mean, spread, interval.x1) for mean, spread, _ in parts]
+        yield torch.cat(found) if len(found) > 1 else found[0]
 
 
 @dataclass(frozen=True, eq=False)

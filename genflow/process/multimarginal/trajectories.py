@@ -132,10 +132,10 @@ class Trajectories(Solved):
         """The plan of interval ``k``, ``(N_k, N_{k+1})``, whose rows sum to one times their masses."""
         left, right = self.kept.rows("left", k), self.kept.rows("right", k + 1)
         (logs,) = log_densities(self.intervals()[k : k + 1], self.steps)
-        logs = logs + left[:, None] + right
+        logs = logs.add_(left[:, None]).add_(right)
         if self.kept.correction is not None:
-            logs = logs + self.kept.corrections()[k]
-        return logs.exp()
+            logs = logs.add_(self.kept.corrections()[k])
+        return logs.exp_()
 
     @torch.no_grad()
     def bridges(
