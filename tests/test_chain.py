@@ -169,8 +169,11 @@ def test_times_come_from_the_user_the_data_or_are_equal():
     assert Chain().knots(5) == (0.0, 0.25, 0.5, 0.75, 1.0)
     told = Chain(kind="spline").observe([0, 12, 24, 72], weights=None)
     assert told.times == [0.0, 12.0, 24.0, 72.0] and told.knots(4) == (0.0, 1 / 6, 1 / 3, 1.0)
-    stated = Chain([0, 1, 4]).observe([0, 1, 2])
+    assert told.observe([1, 2, 3]).times == [1.0, 2.0, 3.0]  # of a second series
+    stated = Chain([0, 1, 4]).observe([10, 20, 50])  # the same in another unit
     assert stated.times == [0.0, 1.0, 4.0]
+    with pytest.raises(ValueError, match=r"not spaced as the snapshots, .* at \[0.0, 1.0, 2.0\]"):
+        stated.observe([0, 1, 2])
     assert Chain([0, 1, 4]) == Chain((0.0, 1.0, 4.0)) != Chain()
 
 
@@ -181,6 +184,7 @@ def test_observed_times_are_described_and_put_back():
     path = Chain(sigma=0.2)
     fill(path, before, told)
     assert path == build(told)
+    assert path.observe([0, 1, 2]).times == [0.0, 1.0, 2.0]
 
 
 @pytest.mark.parametrize(

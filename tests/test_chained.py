@@ -180,7 +180,12 @@ def test_epsilon_per_time_is_that_of_each_bridge():
     assert [c.epsilon for c in coupling.couplings(5)] == [0.5] * 4
     coupling.observe([0, 12, 24, 72])
     assert [c.epsilon for c in coupling.couplings(4)] == pytest.approx([1 / 3, 1 / 3, 4 / 3])
-    assert Chained(Sinkhorn(2.0), [0, 1, 4], True).observe([0, 1, 2]).times == [0, 1, 4]
+    assert coupling.observe([1, 2, 3, 4]).times == [1, 2, 3, 4]  # of a second series
+    stated = Chained(Sinkhorn(2.0), [0, 1, 4], True).observe([10, 20, 50])  # in another unit
+    assert stated.times == [0, 1, 4]
+    for other in ([0, 1, 2], [0, 1]):
+        with pytest.raises(ValueError, match="not spaced as the marginals"):
+            stated.observe(other)
     assert [c.epsilon for c in Chained(Sinkhorn(2.0)).couplings(3)] == [2.0, 2.0]
 
 

@@ -92,13 +92,6 @@ def test_every_start_may_have_its_own_grid():
         torch.testing.assert_close(mean[k : k + 1], own.mean[-1], rtol=1e-13, atol=0)
 
 
-def test_rows_are_those_of_the_starts():
-    lines, index = along(triple(), normal(5, 2), even(0, 1, 4)), torch.tensor([3, 0, 3])
-    part = lines.rows(index)
-    for name in ("times", "mean", "step", "noise"):
-        assert torch.equal(getattr(part, name), getattr(lines, name)[:, index])
-
-
 def test_no_drift_is_exact_in_one_step():
     lines = along(Brownian(2), normal(3, 2), rows(0.0, 0.7))
     mean, gained = lines.end()

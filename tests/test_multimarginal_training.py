@@ -10,10 +10,10 @@ import ot
 import pytest
 import torch
 from configs import QUIET, composed
-from toy_training import counting, moons, trainer
+from toy_training import adam, counting, moons, trainer
 
 import genflow
-from genflow.data import Batches, SimulatedSnapshots, Snapshots, Table
+from genflow.data import Batches, Simulated, SimulatedSnapshots, Snapshots, Table
 from genflow.loss import Matching, ReferenceRefinement
 from genflow.model import Generator
 from genflow.process import SDE, Brownian, LotkaVolterra, MultiMarginalBridge
@@ -184,6 +184,62 @@ def test_other_learners_are_refused_before_training(tmp_path):
         trainer(tmp_path, 1).fit(Training(model, ReferenceRefinement()), whole(prey()))
 
 
+def test_batches_of_rows_are_refused_before_training(tmp_path):
+    data = Snapshots(archive(tmp_path), holdout=0)
+    for size in (3, 256):  # the second is larger than any snapshot, which must not lead there
+        with pytest.raises(ValueError, match=f"whole snapshots, not batch_size={size}: use .*=null"):
+            trainer(tmp_path, 1).fit(bridge(), DataModule(data, size))
+    laws = Simulated(Gaussian(2), Gaussian(2))
+    for size in (3, None):
+        with pytest.raises(ValueError, match="needs whole snapshots, but x0 of the data is a law"):
+            trainer(tmp_path, 1).fit(bridge(), DataModule(laws, size))
+
+
+def test_an_optimizer_is_refused_before_training(tmp_path):
+    training = bridge(LotkaVolterra())
+    training = Training(training.model, training.loss, adam)
+    words = "ReferenceRefinement moves its learner itself: use optimizer=none"
+    with pytest.raises(ValueError, match=words):
+        trainer(tmp_path, 1).fit(training, whole(prey()))
+    rows = torch.utils.data.DataLoader([0], collate_fn=lambda _: (torch.ones(3, 2),) * 2)
+    with pytest.raises(ValueError, match=words):
+        trainer(tmp_path, 1).fit(training, rows, rows)
+    assert training.model.process.iterations == 0
+
+
+def test_starts_are_drawn_by_the_weights_of_the_first_snapshot(tmp_path):
+    mass = {"w0": np.array([1, 6, 1, 2, 4, 1, 1]), "w1": np.ones(12)}
+    data = Snapshots(archive(tmp_path, **mass), heldout=[1.0], holdout=0)
+    training = bridge(transform=Standardise(2))
+    trainer(tmp_path, 1, [Checkpoint(str(tmp_path))]).fit(training, whole(data))
+    first = torch.from_numpy(np.load(tmp_path / "series.npz")["x0"])
+    for model in (training.model, genflow.load(tmp_path / "model.ckpt")):
+        x = model.source.sample(4000, torch.Generator().manual_seed(0))
+        share = (x[:, None] == first).all(2).double().mean(0)
+        expected = torch.from_numpy(mass["w0"] / 16)
+        assert bool(((share - expected).abs() <= 4.5 * (expected * (1 - expected) / 4000).sqrt()).all())
+        assert genflow.spec(model.source)["weight"] == [7]
+    # a pilot is drawn by its weights already
+    other = counting()
+    other.model.source = Empirical()
+    trainer(tmp_path, 1).fit(other, DataModule(data, 4))
+    assert other.model.source.weight is None and "source.weight" not in other.model.state_dict()
+
+
+def test_weights_of_held_out_rows_count_in_their_scores(tmp_path):
+    sure = {"w1": np.eye(12)[4]}
+    data = Snapshots(archive(tmp_path, **sure), heldout=[1.0], holdout=0)
+    training = bridge()
+    trainer(tmp_path, 1).fit(training, whole(data))
+    found = heldout_distances(training, whole(data), 100)
+    (x,) = training.model.process.trajectories(
+        times=[1.0], generator=genflow.seeds.stream(0, "heldout")
+    )
+    away = (x - torch.from_numpy(data.series.arrays[1][4])).norm(dim=1)
+    assert found["heldout_w1"] == [pytest.approx(float(away.mean()))]
+    assert found["heldout_w2"] == [pytest.approx(float(away.square().mean().sqrt()))]
+
+
 def test_other_losses_keep_their_own_pilot(tmp_path):
     data = Snapshots(archive(tmp_path, (40, 40), (0.0, 1.0)), holdout=0)
     module = DataModule(data, 8)
@@ -210,7 +266,8 @@ def test_the_command_line_leaves_numbers_and_a_model(tmp_path, name):
     assert found["heldout_times"] == [1.0, 3.0, 5.0, 7.0] and len(found["heldout_w1"]) == 4
     rates = set("alpha beta gamma delta".split())
     assert set(found["parameters"]) == (rates if name == "mm_lotka_volterra" else set())
-    assert matplotlib.image.imread(tmp_path / "samples.png").std() > 0.01
+    for picture in ("samples.png", "parameters.png"):
+        assert matplotlib.image.imread(tmp_path / picture).std() > 0.01
     model = genflow.load(tmp_path / "model.ckpt")
     assert model.process.times == [0.0, 2.0, 4.0, 6.0, 8.0]
     assert model.sample(3, generator=torch.Generator().manual_seed(0)).shape == (3, 2)

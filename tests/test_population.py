@@ -9,7 +9,7 @@ from populations import TIMES, TRUTH, Push, double, lotka_volterra, pushed
 from pyro import poutine
 from torch import distributions as plain
 
-from genflow.population import PopulationModel, simulate
+from genflow.population import PopulationModel, mode, simulate
 from genflow.population.mode import Flat
 from genflow.population.posterior import Draws
 from genflow.process.reference import Brownian, LotkaVolterra, Repressilator
@@ -175,6 +175,68 @@ def test_a_law_of_parameters_is_inferred(generator):
     low, high = (torch.tensor(v) for v in found.intervals(0.99)["beta"])
     assert bool((low < torch.tensor([12.0, 10.0, 8.0])).all() and (low < high).all())
     assert set(found.intervals(names=["beta_mean"])) == {"beta_mean"}
+
+
+def test_frozen_parameters_are_known(generator):
+    xs = lotka_volterra(0)
+    begin = LotkaVolterra(0.8, 0.4, 0.4, 0.1)
+    begin.raw["beta"].requires_grad_(False)
+    begin.raw["delta"].requires_grad_(False)
+    model = PopulationModel(begin, 0.1, TIMES, xs)
+    trace = poutine.trace(model).get_trace()
+    assert set(trace.stochastic_nodes) == {"alpha", "gamma", "start_mean"}
+    assert float(model.parameters()["beta"]) == pytest.approx(0.4)
+    found = model.posterior(draws=300, generator=generator)
+    assert found.names == ("alpha", "gamma") == tuple(found.intervals()) == tuple(found.mean)
+    assert found.mean == pytest.approx({"alpha": 1.0, "gamma": 0.4}, rel=0.05)
+    with pytest.raises(ValueError, match="beta is no free parameter .* allowed are alpha, gamma"):
+        PopulationModel(begin, 0.1, TIMES, xs, priors={"beta": plain.LogNormal(0.0, 1.0)})
+    with pytest.raises(ValueError, match="all parameters of LotkaVolterra are frozen"):
+        PopulationModel(begin.requires_grad_(False), 0.1, TIMES, xs)
+
+
+def test_frozen_sites_of_a_law_are_known():
+    family = ParameterLaw(Repressilator(), HierarchicalRates(beta=8.0, n=3.0, width=0.5))
+    family.raw["beta_mean"].requires_grad_(False)
+    family.raw["n"].requires_grad_(False)
+    xs = [torch.randn(9, 3, dtype=double, generator=torch.Generator().manual_seed(k)) for k in (0, 1)]
+    model = PopulationModel(family, 0.1, (0.0, 1.0), xs, start="fixed")
+    flat = Flat(model)
+    assert set(flat.shapes) == {"gamma_mean", "k", "beta", "gamma"}
+    values, _, sites, energy = flat.unknowns(flat.start)
+    assert float(values["n"]) == pytest.approx(3.0) and "n" not in sites
+    assert model.names == ("beta", "k", "gamma") and torch.isfinite(energy)
+    # genes stay around the frozen mean: the density of beta given it
+    moved = flat.unknowns(
+        flat.start
+        + torch.cat(
+            [v.reshape(-1) * 0 + 0.3 * (name == "beta") for name, v in flat.split(flat.start).items()]
+        )
+    )[3]
+    about = plain.Normal(math.log(8.0), 0.3)
+    want = -3 * (
+        about.log_prob(torch.tensor(math.log(8.0) + 0.3)) - about.log_prob(torch.tensor(math.log(8.0)))
+    )
+    assert float(moved - energy) == pytest.approx(float(want), rel=1e-5)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU"))])  # fmt: skip
+def test_unknown_correlations_begin_where_the_data_lie(monkeypatch, device):
+    class Anywhere:
+        def __init__(self, value):
+            self.value = value
+
+        def to(self, device):
+            places.append(torch.device(device).type)
+            return self.value.to(device)
+
+    places, centre = [], mode.centre
+    monkeypatch.setattr(mode, "centre", lambda fn: Anywhere(centre(fn)))
+    xs = [x.to(device) for x in lotka_volterra(0)]
+    flat = Flat(PopulationModel(TRUTH, 0.1, TIMES, xs, start="gaussian"))
+    assert set(places) == {device} == {flat.start.device.type}
+    assert "start_root" in flat.shapes
 
 
 def test_simultaneous_intervals_hold_all_at_once(generator):

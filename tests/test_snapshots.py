@@ -333,6 +333,23 @@ def test_held_out_snapshots_score_the_paths(folder, solver, error):
     assert scored["heldout_energy"] == pytest.approx([energy] * 2, abs=1e-5)
 
 
+def test_particle_weights_score_the_paths(folder):
+    # weights of whole numbers are rows that lie there as often
+    often = [np.array(v) for v in ([0, 3, 1, 2, 1, 1], [5, 1, 0, 1, 1, 1], [1] * 6)]
+    first, held = rows(6, 0.0, 2), rows(6, 0.7, 2)
+    named = {"x0": first, "x1": held, "x2": first + 1}
+    np.savez("weighed.npz", **named, **{f"w{k}": w for k, w in enumerate(often)})
+    np.savez("laid_out.npz", **{k: x.repeat(w, 0) for (k, x), w in zip(named.items(), often)})
+    np.savez("even.npz", **named)
+    weighed, laid_out, even = (
+        report_of(Generator(Empirical(), Shift(), Euler(7)), Snapshots(name, heldout=[1.0], holdout=0))
+        for name in ("weighed.npz", "laid_out.npz", "even.npz")
+    )
+    for name in ("heldout_w1", "heldout_energy"):
+        assert weighed[name] == pytest.approx(laid_out[name], rel=1e-5)
+        assert abs(weighed[name][0] - even[name][0]) > 1e-3
+
+
 def report_of(model: Generator, data: Snapshots) -> dict:
     return heldout_distances(Training(model, Matching(), adam), DataModule(data), 300)
 

@@ -24,6 +24,7 @@ from genflow.source import (
     SwissRoll,
 )
 from genflow.source.toys import Labelled
+from genflow.specs import build, spec
 
 POINTS = torch.arange(12.0).reshape(6, 2)
 PLANE = [Checkerboard, Circles, EightGaussians, Moons, Spiral, SwissRoll]
@@ -192,6 +193,20 @@ def test_empirical_takes_its_points_once():
     assert Empirical([6, 2]).points.shape == (6, 2)
 
 
+def test_empirical_draws_by_weight(generator):
+    weight = torch.tensor([0.0, 1.0, 0.0, 5.0, 2.0, 0.0])
+    given, told = Empirical(POINTS, weight), Empirical().prepare(POINTS, weight)
+    again = build(spec(given))
+    again.load_state_dict(given.state_dict())
+    for source in (given, told, again):
+        x = source.sample(6_000, generator)
+        share = (x[:, None] == POINTS).all(2).double().mean(0)
+        assert (share[weight == 0] == 0).all()
+        assert (share - weight / 8).abs().max() < 4.5 * (0.25 / 6_000) ** 0.5
+    assert told.prepare(-POINTS, weight[:2]) is told  # it has its points
+    assert list(Empirical(POINTS).state_dict()) == ["points"]
+
+
 @pytest.mark.parametrize("make", [Moons, Circles, SwissRoll, Spiral, lambda: Empirical(POINTS)])
 def test_laws_without_a_density_say_so(make):
     with pytest.raises(NotImplementedError, match="has no density"):
@@ -215,6 +230,9 @@ def test_laws_without_a_density_say_so(make):
         (lambda: Spiral(turns=0.0), "turns must be positive"),
         (lambda: Empirical(torch.zeros(3)), "points have shape"),
         (lambda: Empirical(torch.zeros(0, 2)), "points have shape"),
+        (lambda: Empirical(torch.zeros(2, 2), torch.ones(3)), "it must be 2 finite numbers >= 0"),
+        (lambda: Empirical(torch.zeros(2, 2), torch.zeros(2)), "not all 0"),
+        (lambda: Empirical().prepare(torch.zeros(2, 2), -torch.ones(2)), "numbers >= 0"),
     ],
 )
 def test_bad_arguments_are_refused(make, words):

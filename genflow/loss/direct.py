@@ -33,7 +33,7 @@ class Direct(Update):
     objective is taken.
 
     Args:
-        warmup: least-squares updates before the first.
+        warmup: least-squares updates before the first, counted by the bridge's iterations.
         steps: BFGS steps in an outer iteration.
         grid: Runge-Kutta steps of an interval.
     """
@@ -52,7 +52,8 @@ class Direct(Update):
             return
         parameters = raw_parameters(bridge.reference, "Direct")
         if parameters:
-            Descent(Profiled(bridge, self.grid), parameters).run(self.steps)
+            with torch.enable_grad():
+                Descent(Profiled(bridge, self.grid), parameters).run(self.steps)
 
 
 def gradient_of(value: Tensor, parameters: list[Tensor]) -> Tensor:
@@ -75,9 +76,9 @@ class Profiled:
     def __init__(self, bridge: MultiMarginalBridge, grid: int) -> None:
         self.bridge, self.grid = bridge, grid
         self.particles = float(bridge.kept.counts.double().mean())
-        known = bridge.kept.by_plans
+        known, kind = bridge.kept.by_plans, "" if bridge.kept.correction is None else "_corrected"
         self.right = [
-            bridge.kept.rows("right", k + 1).clone() if known else None
+            bridge.kept.rows(f"right{kind}", k + 1).clone() if known else None
             for k in range(len(bridge.times) - 1)
         ]
 
@@ -88,7 +89,9 @@ class Profiled:
         with torch.set_grad_enabled(whole):
             logs = list(log_densities(intervals, self.grid)) if whole else None
         with torch.no_grad():
+            corrections = self.bridge.kept.correction is not None and self.bridge.kept.corrections()
             for k, found in enumerate(logs or log_densities(intervals, self.grid)):
+                found = found + corrections[k] if corrections else found
                 plan = solve_plan(found, intervals[k].mu, intervals[k].nu, self.right[k])
                 self.right[k] = plan.right
                 total = total + float(plan.objective)
@@ -123,7 +126,7 @@ class Profiled:
         """Gauss-Newton's, with the plans held: an upper bound of the Hessian, to start from."""
         total, intervals = 0.0, self.bridge.intervals()
         for k, parts in enumerate(transitions(intervals, self.grid)):
-            share = self.bridge.plan(k).sum(1)
+            share = intervals[k].mu
             for mean, spread, rows in parts:
                 precision = torch.linalg.inv(spread.detach())
                 root = torch.linalg.cholesky(precision).mT * share[rows, None, None].sqrt()

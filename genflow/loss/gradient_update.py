@@ -62,6 +62,7 @@ class Gradient(Update):
                 loss = loss - reference.log_prior() / nats
                 loss.backward()
                 adam.step()
+            adam.zero_grad()
         if not all(bool(p.isfinite().all()) for p in (loss, *parameters)):
             with torch.no_grad():
                 for p, old in zip(parameters, before):

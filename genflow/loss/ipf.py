@@ -55,7 +55,7 @@ class IPF(Projection):
     """
 
     iterations: int = 10
-    dt: float | None = 0.02
+    dt: float | None = None
 
     def __post_init__(self) -> None:
         count(self, iterations=self.iterations)
@@ -99,7 +99,7 @@ class IPF(Projection):
             halves.append(half)
         for k, half in enumerate(halves):
             bridge.forwards[k], bridge.backwards[k] = half.forward, half.backward
-        bridge.kept.solved.fill_(DRIFTS)
+        bridge.settle(DRIFTS)
         return total
 
     def _judge(self, interval: Interval, half: HalfBridges) -> None:

@@ -88,8 +88,15 @@ class Projection(Loss):
             The bridge.
         """
         self.check(bridge)
-        if times is not None or weights is not None:
-            bridge.observe(bridge.times if times is None else times, weights)
+        known = bridge.times or ([0.0, 1.0] if len(xs) == 2 else None)
+        times = known if times is None else list(map(float, times))
+        if times is None:
+            raise ValueError(
+                f"{type(self).__name__}.fit has {len(xs)} snapshots but no times: give times=[...], "
+                f"one for each"
+            )
+        if times != bridge.times or weights is not None:  # else masses that are known stay
+            bridge.observe(times, weights)
 
         def advance() -> float:
             return float(self(bridge, *xs, generator=generator))

@@ -54,7 +54,14 @@ class ReferenceRefinement(Projection):
         return self.projection.project(bridge, generator)
 
     def _advance(self, bridge: MultiMarginalBridge, generator: torch.Generator | None) -> Tensor:
-        if int(bridge.kept.solved) == 0:
+        if not bridge.solved:
             self.project(bridge, generator)
-        self.update.step(bridge, generator)
-        return self.project(bridge, generator)
+        before = [p.detach().clone() for p in bridge.reference.parameters()]
+        try:
+            self.update.step(bridge, generator)
+            return self.project(bridge, generator)
+        except Exception:  # the bridge stays solved for the reference that it holds
+            with torch.no_grad():
+                for p, old in zip(bridge.reference.parameters(), before):
+                    p.copy_(old)
+            raise

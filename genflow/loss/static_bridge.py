@@ -11,7 +11,7 @@ from genflow.checks import count, positive
 from genflow.loss.projection import Projection
 from genflow.process import MultiMarginalBridge
 from genflow.process.multimarginal.interval import log_densities
-from genflow.process.multimarginal.plan import solve_plan
+from genflow.process.multimarginal.plan import BridgePlan, solve_plan
 from genflow.process.multimarginal.state import PLANS
 
 
@@ -46,19 +46,30 @@ class StaticBridge(Projection):
     @torch.no_grad()
     def project(self, bridge: MultiMarginalBridge, generator: torch.Generator | None = None) -> Tensor:
         """Solve all intervals; the objective is the sum of their divergences."""
-        kept, warm, total = bridge.kept, bridge.kept.by_plans, 0.0
+        kept, intervals = bridge.kept, bridge.intervals()
+        plans: dict[str, list[BridgePlan]] = {"": []}
         corrections = []
-        intervals = bridge.intervals()
         for k, logs in enumerate(log_densities(intervals, bridge.steps)):
-            interval = intervals[k]
+            plans[""].append(self._plan(bridge, k, logs, ""))
             if self.correct:
-                corrections.append(interval.correction(bridge.steps, self.correct, generator))
-                logs = logs + corrections[-1]
-            start = kept.rows("right", k + 1).clone() if warm else None
-            plan = solve_plan(logs, interval.mu, interval.nu, start, self.tolerance, self.iterations)
-            kept.rows("left", k).copy_(plan.left)
-            kept.rows("right", k + 1).copy_(plan.right)
-            total = total + plan.objective
+                corrections.append(intervals[k].correction(bridge.steps, self.correct, generator))
+                corrected = self._plan(bridge, k, logs + corrections[-1], "_corrected")
+                plans.setdefault("_corrected", []).append(corrected)
+        # all are there: nothing is written of what fails half-way
         kept.correction = torch.cat([c.flatten() for c in corrections]) if corrections else None
-        kept.solved.fill_(PLANS)
-        return total
+        kept.left_corrected = kept.right_corrected = None
+        for kind, found in plans.items():
+            for side in ("left", "right"):
+                setattr(kept, side + kind, torch.zeros_like(kept.masses))
+            for k, plan in enumerate(found):
+                kept.rows(f"left{kind}", k).copy_(plan.left)
+                kept.rows(f"right{kind}", k + 1).copy_(plan.right)
+        bridge.settle(PLANS)
+        return torch.stack([plan.objective for plan in list(plans.values())[-1]]).sum()
+
+    def _plan(self, bridge: MultiMarginalBridge, k: int, logs: Tensor, kind: str) -> BridgePlan:
+        """The plan of an interval, from the one before where there is one."""
+        kept, interval = bridge.kept, bridge.intervals()[k]
+        known = kept.by_plans and getattr(kept, f"right{kind}") is not None
+        start = kept.rows(f"right{kind}", k + 1) if known else None
+        return solve_plan(logs, interval.mu, interval.nu, start, self.tolerance, self.iterations)

@@ -48,7 +48,7 @@ def regression(
     weighted: bool = False,
     generator: torch.Generator | None = None,
 ) -> Target:
-    """The least-squares problem behind :math:`\\min_\\theta KL(Q\\,\\|\\,P_\\theta)`, of a solved
+    r"""The least-squares problem behind :math:`\min_\theta KL(Q\,\|\,P_\theta)`, of a solved
     bridge.
 
     Solved by plans, its drift is known along sampled bridges; solved by learned drifts, increments of
@@ -101,7 +101,8 @@ class LeastSquares(Update):
     Args:
         paths: bridges sampled in each interval.
         steps: most Gauss-Newton steps.
-        weighted: weigh bridges by their likelihood ratios, where the drift is not affine.
+        weighted: weigh bridges by their likelihood ratios, where the drift is not affine; needs the
+            mean ratios of all pairs, which ``StaticBridge(correct=...)`` keeps.
     """
 
     paths: int = 256
@@ -112,9 +113,16 @@ class LeastSquares(Update):
         count(self, paths=self.paths, steps=self.steps)
 
     def step(self, bridge: MultiMarginalBridge, generator: torch.Generator | None = None) -> None:
+        if self.weighted and bridge.kept.correction is None:
+            raise ValueError(
+                "LeastSquares(weighted=True) needs the mean likelihood ratio of each pair: use "
+                "projection=StaticBridge(correct=4), or weighted=False"
+            )
         target = regression(bridge, self.paths, self.weighted, generator)
         reference = bridge.reference
-        if not list(reference.parameters()) or reference.solve(target.x, target.y, target.weight):
+        if not any(p.requires_grad for p in reference.parameters()):
+            return
+        if reference.solve(target.x, target.y, target.weight):
             return
         if reference.features(target.t[:1], target.x[:1]) is not None:
             solve_linear(reference, target)
@@ -126,34 +134,37 @@ class LeastSquares(Update):
             away = reference(target.t, target.x) - target.y
             return (away * (particles * target.weight)[:, None].sqrt()).flatten()
 
-        levenberg_marquardt(parameters, residual, reference.log_prior, self.steps)
+        with torch.enable_grad():
+            levenberg_marquardt(parameters, residual, reference.log_prior, self.steps)
 
 
 @torch.no_grad()
 def solve_linear(reference: Reference, target: Target) -> None:
-    """Weighted least squares on the features; positive parameters stay above a millionth of the
-    largest."""
+    """Weighted least squares on the features of what is not frozen; positive parameters stay above a
+    millionth of the largest."""
     import numpy as np
     from scipy.optimize import lsq_linear
 
-    features = reference.features(target.t, target.x) * target.weight.sqrt()[:, None, None]
-    goal = target.y * target.weight.sqrt()[:, None]
-    matrix = features.flatten(0, 1)
-    q, r = torch.linalg.qr(matrix)
-    right = (q.mT @ goal.flatten()).cpu().numpy()
     values = reference.values()
+    free = {k: v for k, v in values.items() if reference.raw[k].requires_grad}
+    features = reference.features(target.t, target.x) * target.weight.sqrt()[:, None, None]
+    columns = dict(zip(values, features.flatten(0, 1).split([v.numel() for v in values.values()], 1)))
+    goal = (target.y * target.weight.sqrt()[:, None]).flatten()
+    for name in values.keys() - free.keys():
+        goal = goal - columns[name] @ values[name].flatten()
+    q, r = torch.linalg.qr(torch.cat([columns[name] for name in free], 1))
+    right = (q.mT @ goal).cpu().numpy()
     low = np.concatenate(
-        [np.full(v.numel(), 0.0 if k in reference.positive else -np.inf) for k, v in values.items()]
+        [np.full(v.numel(), 0.0 if k in reference.positive else -np.inf) for k, v in free.items()]
     )
     if np.isfinite(low).any():
         found = torch.from_numpy(lsq_linear(r.cpu().numpy(), right, (low, np.inf)).x)
     else:
-        found = torch.linalg.lstsq(r.cpu(), torch.from_numpy(right)[:, None], driver="gelsd").solution[
-            :, 0
-        ]
+        right = torch.from_numpy(right)[:, None]
+        found = torch.linalg.lstsq(r.cpu(), right, driver="gelsd").solution[:, 0]
     least = 1e-6 * float(found.abs().max().clamp_min(1e-6))
-    parts = found.split([v.numel() for v in values.values()])
-    for (name, old), new in zip(values.items(), parts):
+    parts = found.split([v.numel() for v in free.values()])
+    for (name, old), new in zip(free.items(), parts):
         new = new.clamp_min(least) if name in reference.positive else new
         reference.assign(**{name: new.view_as(old)})
 

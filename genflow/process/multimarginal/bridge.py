@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from genflow.checks import count, positive
 from genflow.process.base import Process
 from genflow.process.multimarginal.interval import Interval
-from genflow.process.multimarginal.ready import check_reference, check_snapshots, check_times
+from genflow.process.multimarginal.ready import (
+    check_reference,
+    check_snapshots,
+    check_times,
+    check_weights,
+)
 from genflow.process.multimarginal.state import Kept
 from genflow.process.multimarginal.trajectories import Trajectories
 from genflow.process.reference import Reference
@@ -56,13 +61,19 @@ class MultiMarginalBridge(Trajectories, Process):
         regressor: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(reference, Reference):
+            raise TypeError(
+                f"MultiMarginalBridge(reference={reference!r}): reference must be a family such as "
+                "LotkaVolterra(); for a network take Learned(network, dim)"
+            )
         positive(self, sigma=sigma)
         count(self, 2, steps=steps)
         self.reference, self.sigma, self.steps = reference, sigma, steps
         self.regressor, self.kept = regressor, Kept()
         self.forwards, self.backwards = nn.ModuleList(), nn.ModuleList()
         self.times: list[float] | None = None
-        self._weights: Sequence[Tensor | None] | None = None
+        self._weights: list[Tensor | None] | None = None
+        self._solved_for: list[Tensor] | None = None
         self._stated = False
         if times is not None:
             self.observe(times)
@@ -81,7 +92,7 @@ class MultiMarginalBridge(Trajectories, Process):
         if known not in (None, self.times):
             self.kept.clear()
         self.span = (self.times[0], self.times[-1])
-        self._weights, self._stated = weights, True
+        self._weights, self._stated = check_weights(weights), True
         if self.regressor is not None and len(self.forwards) != len(self.times) - 1:
             intervals = range(len(self.times) - 1)
             self.forwards = nn.ModuleList(deepcopy(self.regressor) for _ in intervals)
@@ -97,13 +108,17 @@ class MultiMarginalBridge(Trajectories, Process):
         """
         if self.times is None and len(xs) == 2:
             self.observe((0.0, 1.0))
-        flat = check_snapshots(self, xs, self._weights)
+        try:
+            flat = check_snapshots(self, xs, self._weights)
+        except ValueError:
+            self._weights, self._stated = None, False  # of no use to another call
+            raise
         place = next((p.device for p in self.reference.parameters()), flat[0].device)
         flat = [x.to(place) for x in flat]
         check_reference(self.reference, self.times, flat)
         # else what was solved on them is still true, also with the masses of a file
         if not self.kept.holds(flat, self._weights, self._stated):
-            self.kept.keep(flat, self._weights)
+            self.kept.keep(flat, self.times, self._weights)
         return self
 
     @property
@@ -125,6 +140,28 @@ class MultiMarginalBridge(Trajectories, Process):
         row = torch.cat([start, *values])[None]
         past = self.kept.trace
         self.kept.trace = row if past is None else torch.cat([past, row])
+
+    def settle(self, how: int) -> None:
+        """Note that plans or drifts (``state.PLANS``, ``state.DRIFTS``) solve the bridge for the
+        reference as it is."""
+        self.kept.solved.fill_(how)
+        self._solved_for = [p.detach().clone() for p in self.reference.parameters()]
+
+    @property
+    def solved(self) -> bool:
+        """Whether plans solve it for the reference as it is, or drifts were learned."""
+        if self.kept.by_drifts or not self.kept.by_plans:
+            return self.kept.by_drifts
+        known = self._solved_for  # of a file: that of its reference
+        return known is None or all(map(torch.equal, known, self.reference.parameters()))
+
+    def _check_solved(self) -> None:
+        super()._check_solved()
+        if not self.solved:
+            raise RuntimeError(
+                "MultiMarginalBridge: the reference has changed since its bridges were solved; solve "
+                "them for it by StaticBridge().fit(bridge, *snapshots)"
+            )
 
     def intervals(self) -> list[Interval]:
         """Pairs of neighbouring snapshots under the reference as it is.
@@ -166,4 +203,23 @@ class MultiMarginalBridge(Trajectories, Process):
         if held and self.regressor is not None and len(self.forwards) != len(held):
             self.forwards = nn.ModuleList(deepcopy(self.regressor) for _ in held)
             self.backwards = nn.ModuleList(deepcopy(self.regressor) for _ in held)
+        self._solved_for = None
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        times = state_dict.get(f"{prefix}kept.times")
+        if times is not None and times.tolist() != self.times:
+            if self.times is not None:
+                raise ValueError(
+                    f"MultiMarginalBridge has the times {self.times}, but the state is of a bridge of "
+                    f"the times {times.tolist()}; make it with these, or with times=None"
+                )
+            self.observe(times.tolist())
+            self._stated = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *rest: Any) -> MultiMarginalBridge:
+        # everything is computed in float64, whatever the dtype of the model around it
+        def kept(x: Tensor) -> Tensor:
+            found = fn(x)
+            narrowed = x.dtype == torch.float64 and found.dtype != x.dtype
+            return x.to(found.device) if narrowed else found
+
+        return super()._apply(kept, *rest)

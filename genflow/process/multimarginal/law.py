@@ -17,26 +17,28 @@ from genflow.process.multimarginal.interval import Interval
 from genflow.process.multimarginal.linear_noise import LinearNoise, cholesky, log_density
 from genflow.tensors import rand_rows, randn_like
 
-NEAREST = 1e-3
-"""Part of an interval below which a snapshot is not approached where a drift is asked for."""
 
-
-def grid_between(s: float, t: float, length: float, steps: int) -> Tensor:
-    """From ``s`` to ``t`` in as many equal steps as that part of an interval of ``length`` deserves."""
+def grid_between(s: float | Tensor, t: float, length: float, steps: int) -> Tensor:
+    """From ``s`` to ``t`` in as many equal steps as that part of an interval of ``length`` deserves;
+    ``(S+1,)``, or ``(S+1, N)`` from times ``(N,)``."""
+    if isinstance(s, Tensor):
+        part = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=s.device)[:, None]
+        return s + (t - s) * part
     n = max(2, math.ceil(steps * abs(t - s) / length))
     return torch.linspace(s, t, n + 1, dtype=torch.float64)
 
 
 class Ahead:
-    """States ``x (N, d)`` at ``s`` seen from the end of their interval.
+    """States ``x (N, d)`` at ``s``, a number or ``(N,)``, seen from the end of their interval.
 
     Args:
         interval: with the potential ``right (m,)`` of its end.
     """
 
-    def __init__(self, interval: Interval, right: Tensor, s: float, x: Tensor, steps: int) -> None:
+    def __init__(
+        self, interval: Interval, right: Tensor, s: float | Tensor, x: Tensor, steps: int
+    ) -> None:
         start, stop = interval.span
-        s = min(s, stop - NEAREST * (stop - start))
         self.interval, self.x, self.s = interval, x, s
         self.grid = grid_between(s, stop, stop - start, steps)
         self.lines = LinearNoise.along(interval.reference, x, self.grid)
@@ -74,13 +76,14 @@ class Behind:
 
     def __init__(self, interval: Interval, left: Tensor, s: float, x: Tensor, steps: int) -> None:
         start, stop = interval.span
-        s = max(s, start + NEAREST * (stop - start))
         self.interval, self.x, self.s, self.steps = interval, x, s, steps
         grid = grid_between(start, s, stop - start, steps)
-        lines = LinearNoise.along(interval.reference, interval.x0, grid)
-        mean, gained = lines.end()
-        self.mean, self.covariance = mean, interval.sigma**2 * gained
-        logits = log_density(mean, self.covariance, x) + left[:, None]
+        ends = []
+        for rows in interval.blocks(len(grid) - 1):
+            ends.append(LinearNoise.along(interval.reference, interval.x0[rows], grid).end())
+        self.mean, gained = (torch.cat(part) for part in zip(*ends))
+        self.covariance = interval.sigma**2 * gained
+        logits = log_density(self.mean, self.covariance, x) + left[:, None]
         self.share = logits.softmax(0).mT
 
     def score(self) -> Tensor:

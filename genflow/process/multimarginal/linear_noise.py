@@ -59,12 +59,6 @@ class LinearNoise:
                 kept.append(value)
         return cls(times, torch.stack(means), torch.stack(steps), torch.stack(noises))
 
-    def rows(self, index: Tensor) -> LinearNoise:
-        """Those of the starts ``index``."""
-        return LinearNoise(
-            self.times[:, index], self.mean[:, index], self.step[:, index], self.noise[:, index]
-        )
-
     def remaining(self) -> tuple[Tensor, Tensor]:
         r"""From every point of the grid to its end: :math:`\Phi_l` and :math:`P_l`, the covariance
         gained over :math:`\sigma^2`; each ``(S+1, N, d, d)``."""

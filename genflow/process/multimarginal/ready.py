@@ -76,13 +76,30 @@ def check_snapshots(
     for time, x, weight in zip(bridge.times, flat, weights or ()):
         if weight is None:
             continue
-        fits = weight.shape == (len(x),) and bool(torch.isfinite(weight).all())
-        if not fits or bool((weight <= 0).any()):
+        if weight.shape != (len(x),):
             raise ValueError(
                 f"MultiMarginalBridge: the weights of the snapshot at time {time:g} must be {len(x)} "
-                "positive finite numbers, one a row; drop rows of weight 0"
+                f"numbers, one a row, got {tuple(weight.shape)}"
             )
     return flat
+
+
+def check_weights(weights: Sequence[Any] | None) -> list[Tensor | None] | None:
+    """Weights as tensors.
+
+    Raises:
+        ValueError: for such that are not positive finite numbers.
+    """
+    if weights is None:
+        return None
+    found = [None if w is None else torch.as_tensor(w, dtype=torch.float64) for w in weights]
+    for k, weight in enumerate(found):
+        if weight is not None and not bool((torch.isfinite(weight) & (weight > 0)).all()):
+            raise ValueError(
+                f"MultiMarginalBridge: the weights of snapshot {k} must be positive finite numbers, "
+                f"one a row; drop rows of weight 0"
+            )
+    return found
 
 
 def check_reference(reference: Reference, times: Sequence[float], xs: Sequence[Tensor]) -> None:
@@ -114,11 +131,13 @@ def _check_jacobian(reference: Reference, time: float, x: Tensor) -> None:
     """A ``detach`` inside a drift gives a zero Jacobian in silence, and bridges that look fine."""
     generator = torch.Generator().manual_seed(0)
     way = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
-    h = 1e-5 * (1 + x.abs().max())
+    way = way * x.abs().amax(0).clamp_min(1e-6)  # coordinates may differ in scale
+    h = 1e-5
     slope = (reference(time, x + h * way) - reference(time, x - h * way)) / (2 * h)
+    size = reference(time, x).norm(dim=1)
     found = (reference.jacobian(time, x) @ way[..., None])[..., 0]
     # rows beside a kink of the family disagree; that most do not is asked
-    wrong = (found - slope).norm(dim=1) > 1e-3 * (slope.norm(dim=1) + 1e-3)
+    wrong = (found - slope).norm(dim=1) > 1e-3 * (slope.norm(dim=1) + 1e-3 * size)
     if float(wrong.double().mean()) > 0.5:
         raise ValueError(
             f"{type(reference).__name__}: the Jacobian of its drift disagrees with differences of the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from genflow.process.multimarginal.state import Kept
 from genflow.process.reference import Reference
 from genflow.tensors import randn_like
 
+NEAREST = 1e-3
+"""Part of an interval below which a snapshot is not approached where a drift is asked for."""
 ROWS = 1 << 11
 """The most states that are looked at together."""
 NUMBERS = 1 << 23
@@ -43,11 +45,11 @@ class Solved:
     def drift(self, t: Tensor | float, x: Tensor, cond: Tensor | None = None) -> Tensor:
         r"""Drift :math:`f + \sigma^2\nabla\log h` at ``t``, a number or ``(B,)``, and states ``x (B,
         *d)``; past the last snapshot, that of the reference."""
-        return self._by_time(t, x, self._drift)
+        return self._by_time(t, x, self._drift, True)
 
     def backward_drift(self, t: Tensor | float, x: Tensor, cond: Tensor | None = None) -> Tensor:
         r"""Drift of the law run from stop to start, :math:`f - \sigma^2\nabla\log\hat h`."""
-        return self._by_time(t, x, self._backward)
+        return self._by_time(t, x, self._backward, False)
 
     @torch.no_grad()
     def transition(
@@ -60,8 +62,10 @@ class Solved:
         drifts were learned.
         """
         self._check_solved()
-        s, t = self._snapped(float(s)), self._snapped(float(t))
+        s, t = self._known(float(s)), self._known(float(t))
         flat = x.flatten(1).double()
+        if len(flat) == 0:
+            return x
         ways = [self._walk(s, t, rows, generator) for rows in flat.split(self._together())]
         return torch.cat(ways).to(x.dtype).view_as(x)
 
@@ -108,6 +112,16 @@ class Solved:
         near = min(self.times, key=lambda known: abs(known - t))
         return near if abs(near - t) <= 1e-6 * (self.span[1] - self.span[0]) else t
 
+    def _known(self, t: float) -> float:
+        """:meth:`_snapped`, of a time that is not before the first snapshot."""
+        t = self._snapped(t)
+        if t < self.span[0]:
+            raise ValueError(
+                f"MultiMarginalBridge: nothing is known before the first snapshot, at "
+                f"{self.span[0]:g}, got time {t:g}"
+            )
+        return t
+
     def _unknown(self, t: float) -> ValueError:
         return ValueError(
             f"MultiMarginalBridge: nothing is known backwards from time {t:g}, past the last snapshot "
@@ -116,44 +130,68 @@ class Solved:
 
     def _together(self) -> int:
         """How many states are looked at together."""
-        each = int(self.kept.counts.max()) * self.reference.dim
+        dim = self.reference.dim
+        each = max(int(self.kept.counts.max()) * dim, self.steps * dim**2)
         return min(ROWS, max(1, NUMBERS // each))
 
-    def _by_time(self, t: Tensor | float, x: Tensor, ask: Callable[[float, Tensor], Tensor]) -> Tensor:
-        """``ask(t, rows)`` for the rows of each distinct time."""
+    def _by_time(
+        self, t: Tensor | float, x: Tensor, ask: Callable[[float | Tensor, Tensor], Tensor], rows: bool
+    ) -> Tensor:
+        """``ask(t, states)`` for states at one time; for those at several times of an interval
+        together if ``rows``. Graphs are kept where ``x`` wants its gradient."""
         self._check_solved()
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
         flat = x.flatten(1).double()
-        if t.ndim == 0:
-            time = self._snapped(float(t))
-            answers = torch.cat([ask(time, rows) for rows in flat.split(self._together())])
-            return answers.to(x.dtype).view_as(x)
-        answers = torch.empty_like(flat)
-        for time in t.unique().tolist():
-            here = (t == time).nonzero()[:, 0]
-            for rows in here.split(self._together()):
-                answers[rows] = ask(self._snapped(time), flat[rows])
-        return answers.to(x.dtype).view_as(x)
+        answers = []
+        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+            for here, time in self._groups(t.expand(len(flat)) if t.ndim == 0 else t, rows):
+                for part in here.split(self._together()):
+                    at = time if isinstance(time, float) else t[part].clamp(*time)
+                    answers.append((part, ask(at, flat[part])))
+        if not answers:
+            return x.clone()
+        back = torch.cat([part for part, _ in answers]).argsort()
+        return torch.cat([found for _, found in answers])[back].to(x.dtype).view_as(x)
 
-    def _drift(self, t: float, x: Tensor) -> Tensor:
-        if t >= self.times[-1] and not t == self.times[-1]:
+    def _groups(self, t: Tensor, rows: bool) -> Iterator[tuple[Tensor, float | tuple[float, float]]]:
+        """Numbers of the states at each time; or those inside an interval, with its ends less what is
+        not approached."""
+        distinct = t.unique().tolist()
+        if not rows or len(distinct) < 2:
+            for time in distinct:
+                yield (t == time).nonzero()[:, 0], self._known(time)
+            return
+        self._known(distinct[0])
+        for start, stop in zip(self.times[:-1], self.times[1:]):
+            here = ((t >= start) & (t < stop)).nonzero()[:, 0]
+            if len(here):
+                yield here, (start, stop - NEAREST * (stop - start))
+        for time in [time for time in distinct if time >= self.times[-1]]:
+            yield (t == time).nonzero()[:, 0], self._known(time)
+
+    def _drift(self, t: float | Tensor, x: Tensor) -> Tensor:
+        first = float(t.min()) if isinstance(t, Tensor) else t
+        if first > self.times[-1]:
             return self.reference(t, x)
-        k = min(max(bisect_right(self.times, t) - 1, 0), len(self.times) - 2)
+        k = min(bisect_right(self.times, first) - 1, len(self.times) - 2)
         if self.kept.by_drifts:
-            return self.forwards[k](x.new_full(x.shape[:1], t), x)
-        right = self.kept.rows("right", k + 1)
-        ahead = Ahead(self.intervals()[k], right, t, x, self.steps)
+            clock = t if isinstance(t, Tensor) else x.new_full(x.shape[:1], t)
+            return self.forwards[k](clock, x)
+        if not isinstance(t, Tensor):
+            start, stop = self.times[k : k + 2]
+            t = min(t, stop - NEAREST * (stop - start))
+        ahead = Ahead(self.intervals()[k], self.kept.rows("right", k + 1), t, x, self.steps)
         return self.reference(t, x) + ahead.control()
 
     def _backward(self, t: float, x: Tensor) -> Tensor:
         if t > self.times[-1]:
             raise self._unknown(t)
-        k = min(max(bisect_left(self.times, t) - 1, 0), len(self.times) - 2)
+        k = max(bisect_left(self.times, t) - 1, 0)
+        start, stop = self.times[k : k + 2]
         if self.kept.by_drifts:  # its clock runs on while time runs back
-            clock = self.times[k] + self.times[k + 1] - t
-            return -self.backwards[k](x.new_full(x.shape[:1], clock), x)
-        left = self.kept.rows("left", k)
-        behind = Behind(self.intervals()[k], left, t, x, self.steps)
+            return -self.backwards[k](x.new_full(x.shape[:1], start + stop - t), x)
+        t = max(t, start + NEAREST * (stop - start))
+        behind = Behind(self.intervals()[k], self.kept.rows("left", k), t, x, self.steps)
         return self.reference(t, x) - self.sigma**2 * behind.score()
 
     def _check_solved(self) -> None:

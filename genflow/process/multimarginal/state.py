@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 PLANS, DRIFTS = 1, 2
 """What may solve a bridge."""
-NAMES = ("points", "masses", "left", "right", "counts", "correction", "trace", "solved")
+NAMES = (
+    "points", "masses", "left", "right", "counts", "times", "correction", "left_corrected",
+    "right_corrected", "trace", "solved",
+)  # fmt: skip
 
 
 class Kept(nn.Module):
@@ -21,7 +24,9 @@ class Kept(nn.Module):
         masses: of each row; those of a snapshot sum to one.
         left, right: potentials of each row as start of the next interval and as end of the last.
         counts: rows of each snapshot ``(K+1,)``.
+        times: of the snapshots, ``(K+1,)``.
         correction: of the log-densities of all pairs, end to end; ``None`` for none.
+        left_corrected, right_corrected: potentials of the plans under these corrections.
         trace: objective and parameters after each iteration, ``(R, 1 + p)``.
         solved: whether plans (1) or learned drifts (2) solve the bridge; 0 for none.
     """
@@ -31,7 +36,10 @@ class Kept(nn.Module):
     left: Tensor | None
     right: Tensor | None
     counts: Tensor | None
+    times: Tensor | None
     correction: Tensor | None
+    left_corrected: Tensor | None
+    right_corrected: Tensor | None
     trace: Tensor | None
     solved: Tensor | None
 
@@ -39,13 +47,20 @@ class Kept(nn.Module):
         super().__init__()
         for name in NAMES:
             self.register_buffer(name, None)
+        self.register_buffer("_like", torch.empty(0), persistent=False)
 
-    def keep(self, xs: Sequence[Tensor], weights: Sequence[Tensor | None] | None = None) -> None:
+    def keep(
+        self,
+        xs: Sequence[Tensor],
+        times: Sequence[float],
+        weights: Sequence[Tensor | None] | None = None,
+    ) -> None:
         """Keep snapshots ``(N_k, d)`` and how much each row counts, in float64."""
         self.points, self.masses, self.counts = _end_to_end(xs, weights)
         self.left, self.right = torch.zeros_like(self.masses), torch.zeros_like(self.masses)
+        self.times = torch.tensor(times, dtype=torch.float64, device=self.points.device)
         self.solved = torch.zeros((), dtype=torch.long, device=self.points.device)
-        self.correction = self.trace = None
+        self.correction = self.left_corrected = self.right_corrected = self.trace = None
 
     def holds(
         self, xs: Sequence[Tensor], weights: Sequence[Tensor | None] | None, weighted: bool
@@ -89,8 +104,7 @@ class Kept(nn.Module):
         for name in NAMES:  # sizes are those of the data that were seen
             stored = state_dict.get(prefix + name)
             if stored is not None:
-                place = self.points.device if self.points is not None else stored.device
-                setattr(self, name, torch.empty_like(stored, device=place))
+                setattr(self, name, torch.empty_like(stored, device=self._like.device))
             else:
                 setattr(self, name, None)
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from genflow.checks import count
 from genflow.process.multimarginal.bridges import Paths
 from genflow.process.multimarginal.interval import Interval, log_densities
 from genflow.process.multimarginal.ipf import stitched
 from genflow.process.multimarginal.law import draw, forecast
 from genflow.process.multimarginal.solved import Solved
+from genflow.tensors import rand_rows
 
 
 class Trajectories(Solved):
@@ -38,6 +41,8 @@ class Trajectories(Solved):
             ``(S+1, n, d)``.
         """
         self._check_solved()
+        if n is not None:
+            count("MultiMarginalBridge.trajectories", n=n)
         times = self.grid() if times is None else torch.as_tensor(times, dtype=torch.float64).cpu()
         times = torch.tensor(list(map(self._snapped, times.flatten().tolist())), dtype=torch.float64)
         if not len(times) or not bool((times.diff() > 0).all()) or float(times[0]) < self.span[0]:
@@ -116,7 +121,7 @@ class Trajectories(Solved):
                 here = torch.arange(size, device=place)
             else:  # systematic draws: as even as the masses are
                 share = size if n is None else n // len(counts) + (start < n % len(counts))
-                shift = torch.rand((), generator=generator, dtype=torch.float64).to(place)
+                shift = rand_rows(masses[:1], generator)
                 points = (torch.arange(share, device=place) + shift) / max(share, 1)
                 here = torch.searchsorted(masses.cumsum(0), points).clamp_max(size - 1)
             rows = {start: here}
@@ -127,10 +132,20 @@ class Trajectories(Solved):
             parts.append([rows[k] for k in range(len(counts))])
         return [torch.cat(column) for column in zip(*parts)]
 
+    def _check_plans(self) -> None:
+        self._check_solved()
+        if not self.kept.by_plans:
+            raise RuntimeError(
+                "MultiMarginalBridge: its bridges are learned drifts (IPF), which know no plans; "
+                "solve it by StaticBridge"
+            )
+
     @torch.no_grad()
     def plan(self, k: int) -> Tensor:
         """The plan of interval ``k``, ``(N_k, N_{k+1})``, whose rows sum to one times their masses."""
-        left, right = self.kept.rows("left", k), self.kept.rows("right", k + 1)
+        self._check_plans()
+        kind = "" if self.kept.correction is None else "_corrected"
+        left, right = self.kept.rows(f"left{kind}", k), self.kept.rows(f"right{kind}", k + 1)
         (logs,) = log_densities(self.intervals()[k : k + 1], self.steps)
         logs = logs.add_(left[:, None]).add_(right)
         if self.kept.correction is not None:
@@ -143,23 +158,29 @@ class Trajectories(Solved):
     ) -> list[Paths]:
         """``n`` bridges through each interval between points that its plan pairs; as many as its larger
         snapshot has rows by default."""
-        self._check_solved()
+        self._check_plans()
         found = []
         for k, interval in enumerate(self.intervals()):
             size = n or max(len(interval.x0), len(interval.x1))
             law = self.plan(k).flatten().cumsum(0)
-            shift = torch.rand((), generator=generator, dtype=torch.float64).to(law)
+            shift = rand_rows(law[:1], generator)
             points = (torch.arange(size, device=law.device) + shift) / size * law[-1]
             pair = torch.searchsorted(law, points, right=True).clamp_max(len(law) - 1)
             m = len(interval.x1)
-            found.append(interval.paths(pair // m, pair % m, self.steps, guided, None, generator))
+            paths = interval.paths(pair // m, pair % m, self.steps, guided, None, generator)
+            if self.kept.correction is not None:  # their mean over each pair is in the plan
+                mean = self.kept.corrections()[k].flatten()[pair]
+                paths = replace(paths, log_weight=paths.log_weight - mean)
+            found.append(paths)
         return found
 
     def effective_sample_size(
         self, n: int | None = None, generator: torch.Generator | None = None
     ) -> list[float]:
-        """How well guided bridges stand for the true ones in each interval: Kish's fraction of ``n``
-        paths whose likelihood ratios are not spread, 1 where the reference is affine. Small values say
-        that the linearisation is poor there: see ``correct`` of ``StaticBridge``."""
+        """How well guided bridges between the plan's pairs stand for the true ones in each interval.
+
+        Kish's fraction of ``n`` paths by their likelihood ratios, 1 for affine references; small values
+        say that the linearisation is poor there: see ``correct`` of ``StaticBridge``.
+        """
         weights = [paths.log_weight.softmax(0) for paths in self.bridges(n, generator=generator)]
         return [float(1 / (len(w) * w.square().sum())) for w in weights]

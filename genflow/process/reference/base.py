@@ -20,7 +20,8 @@ class Reference(nn.Module, ABC):
     r"""A family of drifts :math:`f_\theta` of :math:`dX = f_\theta(t, X)\,dt + \sigma\,dW`.
 
     The noise belongs to the bridge. Parameters are kept in ``raw``, in float64: the logarithms of
-    those named in ``positive``, all others as they are; constructor arguments are where they start.
+    those named in ``positive``, all others as they are; constructor arguments are where they start, and
+    ``numbers()`` says where they are.
 
     Args:
         dim: number of coordinates.
@@ -85,6 +86,9 @@ class Reference(nn.Module, ABC):
                 old.copy_(raw)
         return self
 
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v}" for k, v in self.numbers().items())
+
     def log_prior(self) -> Tensor:
         """Log-density of a law of the parameters, where the family has one; else 0."""
         return torch.zeros((), dtype=torch.float64)
@@ -96,7 +100,7 @@ class Reference(nn.Module, ABC):
         Args:
             t: times ``(B,)``, or one number.
             x: states ``(B, d)``.
-            values: parameters by name; each may also be ``(B, ...)``, one a row.
+            values: parameters by name.
 
         Returns:
             ``(B, d)``.
@@ -124,6 +128,10 @@ class Reference(nn.Module, ABC):
         r""":math:`\partial f_i/\partial x_j` as ``[b, i, j]``, ``(B, d, d)``; differentiable in turn
         where gradients are recorded."""
         values = self.values() if values is None else values
+        if torch.is_inference_mode_enabled():  # nothing could be differentiated there, in silence
+            with torch.inference_mode(False), torch.no_grad():
+                t = t.clone() if isinstance(t, Tensor) else t
+                return self.jacobian(t, x.clone(), {k: v.clone() for k, v in values.items()})
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x if keep and x.requires_grad else x.detach().requires_grad_()

@@ -68,6 +68,8 @@ class OrnsteinUhlenbeck(Reference):
         return torch.cat([slopes, eye.expand(len(x), -1, -1)], 2)
 
     def solve(self, x: Tensor, y: Tensor, weight: Tensor) -> bool:
+        if not all(p.requires_grad for p in self.raw.values()):
+            return False
         # all coordinates share one design, so that the d (d + 1) parameters need no matrix over them
         root = weight.sqrt()[:, None]
         design = torch.cat([x, torch.ones_like(x[:, :1])], 1) * root
