@@ -26,8 +26,16 @@ def test_notebook_equals_its_script(path):
     assert sources(jupytext.read(path)) == sources(script)
 
 
+LONG = {"any_amount_of_noise", "when_weights_bend"}
+"""Half of the time of all: `make test-slow` runs them."""
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=pytest.mark.slow) if p.stem in LONG else p for p in NOTEBOOKS],
+    ids=lambda p: p.stem,
+)
 def test_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("MPLBACKEND", raising=False)  # a kernel shows figures inline unless told not to

@@ -198,7 +198,8 @@ def test_empirical_draws_by_weight(generator):
     given, told = Empirical(POINTS, weight), Empirical().prepare(POINTS, weight)
     again = build(spec(given))
     again.load_state_dict(given.state_dict())
-    for source in (given, told, again):
+    listed = Empirical(POINTS, weight.tolist())
+    for source in (given, told, again, listed):
         x = source.sample(6_000, generator)
         share = (x[:, None] == POINTS).all(2).double().mean(0)
         assert (share[weight == 0] == 0).all()

@@ -62,6 +62,7 @@ class Chained(Coupling):
                 )
         if self.times is not None:
             object.__setattr__(self, "times", _rising(self.times))
+        object.__setattr__(self, "_stated", self.times is not None)
 
     @property
     def independent(self) -> bool:
@@ -75,14 +76,26 @@ class Chained(Coupling):
         return self.coupling if isinstance(self.coupling, (list, tuple)) else [self.coupling]
 
     def observe(self, times: Sequence[float], weights: object = None) -> Chained:
-        """Take the times of the data, unless they were stated.
+        """Take the times of the data, in place of those taken before; stated ones are only compared.
 
         Args:
             times: of the marginals, rising.
             weights: of their rows; those of a batch are given at the call.
+
+        Raises:
+            ValueError: for times that do not rise, or that those stated contradict: of another number,
+                or spaced otherwise (the unit is free).
         """
-        if self.times is None:
-            object.__setattr__(self, "times", _rising(times))
+        times = _rising(times)
+        if not self._stated:
+            object.__setattr__(self, "times", times)
+        elif len(times) != len(self.times) or not all(
+            map(math.isclose, _shares(self.times), _shares(times))
+        ):
+            raise ValueError(
+                f"Chained(times={self.times}) is not spaced as the marginals, which were seen at "
+                f"{times}; leave times=None, which takes those of the data"
+            )
         return self
 
     def couplings(self, count: int) -> list[Coupling]:
@@ -100,8 +113,7 @@ class Chained(Coupling):
         times = list(range(count)) if self.times is None else self.times
         if len(times) != count:
             raise ValueError(f"Chained(times={times}): got {count} marginals; give one time for each")
-        shares = [(b - a) / (times[-1] - times[0]) for a, b in pairwise(times)]
-        return [replace(p, epsilon=p.epsilon * share) for p, share in zip(parts, shares)]
+        return [replace(p, epsilon=p.epsilon * share) for p, share in zip(parts, _shares(times))]
 
     def prepare(
         self,
@@ -163,6 +175,11 @@ def _take(values: Tensor | None, rows: Tensor) -> Tensor | None:
 def _given(**pairs: tuple[Any, Any]) -> dict[str, Any]:
     """The arguments of which either side has one: a coupling of the user's own may know none."""
     return {name: pair for name, pair in pairs.items() if any(v is not None for v in pair)}
+
+
+def _shares(times: Sequence[float]) -> list[float]:
+    """The length of each interval, of all."""
+    return [(b - a) / (times[-1] - times[0]) for a, b in pairwise(times)]
 
 
 def _rising(times: Sequence[float]) -> list[float]:

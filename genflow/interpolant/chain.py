@@ -57,29 +57,36 @@ class Chain(Interpolant):
         if self.times is not None:
             object.__setattr__(self, "times", list(map(float, self.times)))
             _check_times(self.times)
+        object.__setattr__(self, "_stated", self.times is not None)
 
     @property
     def stochastic(self) -> bool:
         return self.sigma > 0
 
     def observe(self, times: Sequence[float], weights: object = None) -> Chain:
-        """Take the times of the data, unless they were stated.
+        """Take the times of the data, in place of those taken before; stated ones are only compared.
 
         Args:
             times: of the snapshots, rising.
             weights: of their particles, which do not matter to a path.
 
         Raises:
-            ValueError: for times that do not rise, or of another number than those stated.
+            ValueError: for times that do not rise, or that those stated contradict: of another number,
+                or spaced otherwise (the unit is free).
         """
         times = list(map(float, times))
         _check_times(times)
-        if self.times is None:
+        if not self._stated:
             object.__setattr__(self, "times", times)
         elif len(times) != len(self.times):
             raise ValueError(
                 f"Chain(times={self.times}) has {len(self.times)} times but the data have {len(times)} "
                 "snapshots; give one time each, or times=None to take those of the data"
+            )
+        elif not all(map(math.isclose, _clock(self.times)[1:], _clock(times)[1:])):
+            raise ValueError(
+                f"Chain(times={self.times}) is not spaced as the snapshots, which were seen at "
+                f"{times}; leave times=None, which takes those of the data"
             )
         return self
 
@@ -87,8 +94,7 @@ class Chain(Interpolant):
         """Times of ``count`` snapshots on the clock of the path, from 0 to 1."""
         if self.times is None:
             return tuple(k / (count - 1) for k in range(count))
-        first, last = self.times[0], self.times[-1]
-        return tuple((t - first) / (last - first) for t in self.times)
+        return _clock(self.times)
 
     def weights(self, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """What each endpoint counts in the path and in its rate at times ``t (B,)``; each
@@ -158,6 +164,11 @@ def _check_times(times: Sequence[float]) -> None:
                 f"Chain(times={times}): times must rise from snapshot to snapshot, but {after:g} "
                 f"follows {before:g}"
             )
+
+
+def _clock(times: Sequence[float]) -> tuple[float, ...]:
+    """Times from 0 to 1."""
+    return tuple((t - times[0]) / (times[-1] - times[0]) for t in times)
 
 
 def _interval(t: Tensor, knots: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -77,13 +77,13 @@ def bootstrap(
     count("bootstrap", least=2, replicates=replicates)
     if len(counts) != len(times):
         raise ValueError(f"bootstrap: {len(counts)} counts for {len(times)} times; give one for each")
-    truth = {k: v.detach().clone().double() for k, v in reference.values().items()}
+    truth = {k: v.detach().clone().double().cpu() for k, v in reference.values().items()}
     found, failed = [], []
     for _ in range(replicates):
         snapshots = simulate(reference, sigma, times, counts, start, dt, generator)
         try:
-            estimate = {k: torch.as_tensor(v).double() for k, v in fit(snapshots).items()}
-        except (ArithmeticError, RuntimeError) as error:
+            estimate = {k: torch.as_tensor(v).double().cpu() for k, v in fit(snapshots).items()}
+        except (ArithmeticError, RuntimeError, ValueError) as error:
             failed.append(str(error))
             continue
         if set(estimate) != set(truth):

@@ -53,11 +53,12 @@ class Flat:
 
     def __init__(self, model: PopulationModel) -> None:
         self.model = model
-        sites = latent(traced(self._unknowns, lambda site: centre(site["fn"])))
+        device = model.means.device  # laws without a median or a mean do not tell theirs
+        sites = latent(traced(self._unknowns, lambda site: centre(site["fn"]).to(device)))
         free = {k: biject_to(v["fn"].support).inv(v["value"]).double() for k, v in sites.items()}
         self.shapes = {name: value.shape for name, value in free.items()}
         self.supports = {name: site["fn"].support for name, site in sites.items()}
-        self.start = torch.cat([value.reshape(-1) for value in free.values()]).to(model.means.device)
+        self.start = torch.cat([value.reshape(-1) for value in free.values()])
         self.widths = self._of_prior(self.start).diagonal().clamp_min(1e-4).rsqrt()
 
     def split(self, z: Tensor) -> dict[str, Tensor]:

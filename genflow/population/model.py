@@ -35,6 +35,7 @@ class PopulationModel:
     start. The objective of a bridge is no substitute: read as a likelihood it claims to know which
     particle went where, and its intervals are too short.
 
+    Parameters, and sites of a ``ParameterLaw``, that ``requires_grad_(False)`` has frozen are known.
     Called, it samples all unknowns and observes the snapshots; :meth:`posterior` infers them.
 
     Args:
@@ -82,6 +83,7 @@ class PopulationModel:
         self.steps, self.dt, self.spread = steps, dt, spread
         self.times = _rising(times, len(snapshots))
         self.sizes, self.means, self.covariances = _summaries(reference, snapshots, weights)
+        self.frozen, self.frozen_sites = _frozen(reference)
         self.priors = self._priors(priors or {})
 
     def __call__(self) -> tuple[Tensor, Tensor]:
@@ -94,11 +96,18 @@ class PopulationModel:
             pyro.factor(f"snapshot_{k}", fit)
         return means, covariances
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters that are inferred."""
+        return tuple(name for name in self.reference.names if name not in self.frozen)
+
     def parameters(self) -> dict[str, Tensor]:
-        """Sample the parameters of the family."""
+        """Sample the parameters of the family, beside those that are frozen."""
         import pyro
 
-        given = self.reference.law() if isinstance(self.reference, ParameterLaw) else {}
+        given = dict(self.frozen)
+        if isinstance(self.reference, ParameterLaw):
+            given |= pyro.poutine.condition(self.reference.law, self.frozen_sites)()
         return given | {name: pyro.sample(name, prior) for name, prior in self.priors.items()}
 
     def initial(self) -> tuple[Tensor, Tensor]:
@@ -159,17 +168,22 @@ class PopulationModel:
 
         family = self.reference
         decided = family.given if isinstance(family, ParameterLaw) else ()
-        free = {k: v.detach().double() for k, v in family.values().items() if k not in decided}
+        known = {*decided, *self.frozen}
+        free = {k: v.detach().double() for k, v in family.values().items() if k not in known}
         if not family.names:
             raise ValueError(
                 f"PopulationModel: {name_of(family)} has no named parameters to infer; intervals need "
                 "a family of few"
             )
+        if not self.names:
+            raise ValueError(
+                f"PopulationModel: all parameters of {name_of(family)} are frozen; let one require grad"
+            )
         unknown = sorted(set(given) - set(free))
         if unknown:
             raise ValueError(
                 f"PopulationModel(priors=...): {', '.join(unknown)} is no free parameter of "
-                f"{name_of(family)}; allowed are {', '.join(free) or 'none, the law decides all'}"
+                f"{name_of(family)}; allowed are {', '.join(free) or 'none'}"
             )
 
         def default(name: str, value: Tensor) -> Distribution:
@@ -179,6 +193,17 @@ class PopulationModel:
             return Normal(value, 10 * scale).to_event(value.ndim)
 
         return {name: given.get(name) or default(name, value) for name, value in free.items()}
+
+
+@torch.enable_grad()
+def _frozen(family: Reference) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters, and sites of a law, by name, that no update would move."""
+    values = family.values()
+    sites = family.sites() if isinstance(family, ParameterLaw) else {}
+    return tuple(
+        {name: v.detach().double() for name, v in each.items() if not v.requires_grad}
+        for each in (values, sites)
+    )
 
 
 def _rising(times: Sequence[float], number: int) -> list[float]:

@@ -183,7 +183,7 @@ def _posterior(
     """White draws as parameters and other unknowns."""
     with torch.no_grad():
         samples = flat.named(mode.z + white @ mode.root.mT)
-    return Posterior(samples, flat.model.reference.names, method, mode, diagnostics)
+    return Posterior(samples, flat.model.names, method, mode, diagnostics)
 
 
 def _whitened(flat: Flat, mode: Mode) -> Callable[[], None]:

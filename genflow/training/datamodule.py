@@ -10,7 +10,7 @@ import torch
 from genflow.checks import count
 from genflow.data import Batch, Batches, Data, Passes, Table, draw_rows
 from genflow.data.base import FromLast, Marginal
-from genflow.loss import Loss
+from genflow.loss import Loss, Projection
 from genflow.model import Model
 from genflow.source import Empirical
 from genflow.specs import spec
@@ -60,6 +60,8 @@ class DataModule(L.LightningDataModule):
         training = self.trainer.lightning_module
         if str(self.trainer.precision).startswith("64"):
             training.double()  # Lightning does so later, when parts have already kept rounded data
+        if isinstance(training, Training):
+            check_whole(self.data, training.loss, self.batch_size)
         first = self._stream("train").batch(0)
         if self.steps_per_epoch is None and (self.trainer.max_epochs or 0) > 0:
             raise ValueError(
@@ -74,6 +76,8 @@ class DataModule(L.LightningDataModule):
             # a part that fits whole snapshots gets them as they are; any other a pilot of rows
             pilot = first if self.batch_size is None else self.rows("train", PILOT)
             pilot = pilot.to(training.model.device)
+            if self.batch_size is None:
+                _weigh_start(training.model, start, pilot)
             training.prepare(*pilot.xs, cond=pilot.cond)
             training.rehearse(first.to(training.model.device))
             if pilot.cond is not None and not pilot.cond.is_floating_point():
@@ -171,6 +175,35 @@ def check_start(start: Marginal, model: Model) -> None:
             f"x0 of the data is {spec(start)} but the model starts from {spec(source)}; they must be "
             "the same source"
         )
+
+
+def check_whole(data: Data, loss: Loss, batch_size: int | None) -> None:
+    """Refuse batches of a loss that solves for whole snapshots: each would begin its work anew.
+
+    Raises:
+        ValueError: for a ``Projection`` with a ``batch_size``, or with laws in place of tables.
+    """
+    if not isinstance(loss, Projection):
+        return
+    name = type(loss).__name__
+    laws = [k for k, m in enumerate(data.marginals("train")) if not isinstance(m, Table)]
+    if laws:
+        raise ValueError(
+            f"{name} needs whole snapshots, but x{laws[0]} of the data is a law to draw from: use "
+            "data=snapshots or data=simulated_snapshots"
+        )
+    if batch_size is not None:
+        raise ValueError(
+            f"{name} needs whole snapshots, not batch_size={batch_size}: use batch_size=null"
+        )
+
+
+def _weigh_start(model: Model, start: Table, whole: Batch) -> None:
+    """Give an empirical source the rows of a whole snapshot with their weights; those of a pilot need
+    none, since they are drawn by them."""
+    source = getattr(model, "source", None)
+    if isinstance(source, Empirical) and start.weight is not None:
+        source.prepare(whole.xs[0], start.weight[start.rows])
 
 
 def check_pairs(start: Marginal, loss: Loss) -> None:

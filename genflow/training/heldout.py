@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from genflow.checks import count
+from genflow.coupling.exact import exact_plan
 from genflow.data import Series
-from genflow.distance import EnergyDistance, Wasserstein
 from genflow.seeds import stream
 from genflow.training.module import Training
 
@@ -21,7 +21,8 @@ def heldout_distances(training: Training, data: Any, n: int) -> dict[str, list[f
     """Distances of states from held-out snapshots at their times, in data units.
 
     Paths start at rows of the first training snapshot, whose clock is laid over the process's span. A
-    process with ``trajectories`` is scored by these (:func:`trajectory_distances`).
+    process with ``trajectories`` is scored by these (:func:`trajectory_distances`). Particle weights of
+    the series count, those of a start for all of its path.
 
     Args:
         training: whose model runs.
@@ -46,21 +47,22 @@ def heldout_distances(training: Training, data: Any, n: int) -> dict[str, list[f
     between = (steps[:, None] - held).abs().amin(1) > 1e-9 * (last - first)
     grid = torch.cat([steps[between], held]).sort().values
     draw = stream(training.seed, "heldout", device=training.device)
-    start = _some(series.rows(series.times[series.train[0]]), n).to(training.device)
+    start, before = _some(series, series.train[0], n)
+    start = start.to(training.device)
     path = model.sample(x0=start, times=grid, solver=solver, generator=draw, trajectory=True)
     numbers: dict[str, list[float]] = {"heldout_times": [], "heldout_energy": [], "heldout_w1": []}
     for k, states in zip(series.inside(), path[torch.isin(grid, held)]):
-        rows = _some(series.rows(series.times[k]), n).to(states)
+        rows, mass = _some(series, k, n)
         numbers["heldout_times"].append(series.times[k])
-        numbers["heldout_energy"].append(float(EnergyDistance()(states, rows)) / 2)
-        numbers["heldout_w1"].append(float(Wasserstein(p=1)(states, rows)))
+        numbers["heldout_energy"].append(half_energy(states, rows, before, mass))
+        numbers["heldout_w1"].append(wasserstein(1, states, rows, before, mass))
     return numbers
 
 
 @torch.no_grad()
 def trajectory_distances(training: Training, series: Series) -> dict[str, list[float]]:
     """Exact distances, in data units, between all points of a process's own ``trajectories`` at the
-    time of each held-out snapshot and all its rows.
+    time of each held-out snapshot and all its rows, by their weights.
 
     Returns:
         ``heldout_times``, ``heldout_w1`` (Euclidean cost) and ``heldout_w2``, the root of the mean
@@ -75,7 +77,7 @@ def trajectory_distances(training: Training, series: Series) -> dict[str, list[f
         states = states if model.transform is None else model.transform.inverse(states)
         rows = torch.from_numpy(np.array(series.arrays[k], dtype=np.float64)).to(states)
         for p in (1, 2):
-            numbers[f"heldout_w{p}"].append(float(Wasserstein(p=p)(states, rows)))
+            numbers[f"heldout_w{p}"].append(wasserstein(p, states, rows, None, series.mass(k)))
     return numbers
 
 
@@ -115,6 +117,42 @@ class HeldOut(L.Callback):
             pl_module.log("heldout_w1", sum(found) / len(found), prog_bar=True)
 
 
-def _some(x: Tensor, n: int) -> Tensor:
-    """Up to ``n`` rows, the same ones at every call."""
-    return x[torch.randperm(len(x), generator=stream("heldout", len(x)))[:n]]
+def wasserstein(
+    p: int, x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None
+) -> float:
+    """Exact :math:`W_p` between rows ``x (n, *d)`` and ``y (m, *d)`` of weights ``a (n,)`` and
+    ``b (m,)`` (``None``: all alike), with Euclidean ground distance."""
+    x, y, a, b = _weighed(x, y, a, b)
+    cost = _distances(x, y) ** p
+    return float((exact_plan(cost, a, b) * cost).sum() ** (1 / p))
+
+
+def half_energy(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> float:
+    r""":math:`E|X-Y| - E|X-X'|/2 - E|Y-Y'|/2` of weighted rows, as in :func:`wasserstein`."""
+    x, y, a, b = _weighed(x, y, a, b)
+    across, left, right = (
+        u @ _distances(v, w) @ s for v, w, u, s in ((x, y, a, b), (x, x, a, a), (y, y, b, b))
+    )
+    return float(across - left / 2 - right / 2)
+
+
+def _weighed(
+    x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows ``(n, d)`` and the share of each, in float64 on the CPU."""
+    x, y = (v.detach().flatten(1).double().cpu() for v in (x, y))
+    shares = [torch.ones(len(v)).double() if w is None else w for v, w in ((x, a), (y, b))]
+    a, b = (w.double().cpu() / w.double().cpu().sum() for w in shares)
+    return x, y, a, b
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _some(series: Series, k: int, n: int) -> tuple[Tensor, Tensor | None]:
+    """Up to ``n`` rows of snapshot number ``k``, the same ones at every call, with their weights."""
+    x, mass = series.rows(series.times[k]), series.mass(k)
+    kept = torch.randperm(len(x), generator=stream("heldout", len(x)))
+    kept = kept[:n] if mass is None else kept[mass[kept] > 0][:n]  # not rows of none
+    return x[kept], None if mass is None else mass[kept]

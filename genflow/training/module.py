@@ -16,7 +16,7 @@ from genflow.data import Batch
 from genflow.diagnostics import TiltReport
 from genflow.distance import Distance
 from genflow.distance.base import measure
-from genflow.loss import Loss
+from genflow.loss import Loss, Projection
 from genflow.model import Model
 from genflow.oracle import FieldError, oracle_of
 from genflow.seeds import stream, stream_seed
@@ -134,6 +134,7 @@ class Training(L.LightningModule):
         It leaves no trace: the model is in eval mode, and a loss that fits its own learner is not
         called, since one call of it is an iteration.
         """
+        self._check_optimizer()
         self.loss.check(self.model.learner)
         if not self.automatic_optimization:
             spec(self.model)
@@ -152,6 +153,10 @@ class Training(L.LightningModule):
             few = None if batch.cond is None else batch.cond[:1]
             self.model.sample(1, cond=few, **({"steps": 1} if follows else {}))
         self.model.train(training)
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer is not None and isinstance(self.loss, Projection):
+            raise ValueError(f"{type(self.loss).__name__} moves its learner itself: use optimizer=none")
 
     def _loss(self, batch: Any, generator: torch.Generator) -> Tensor:
         xs, cond = as_batch(batch)
@@ -237,6 +242,7 @@ class Training(L.LightningModule):
     def configure_optimizers(self) -> Any:
         if self.optimizer is None:
             return None
+        self._check_optimizer()
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if not parameters:
             raise ValueError(
