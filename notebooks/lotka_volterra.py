@@ -32,8 +32,7 @@ import genflow
 from genflow import plot_bridge
 from genflow.data import SimulatedSnapshots
 from genflow.distance import Wasserstein
-from genflow.loss import Direct, LeastSquares, ReferenceRefinement, StaticBridge
-from genflow.loss import heldout_w1
+from genflow.loss import Direct, LeastSquares, ReferenceRefinement, StaticBridge, heldout_w1
 from genflow.model import Generator
 from genflow.population import PopulationModel, simulate
 from genflow.process import Brownian, LotkaVolterra, MultiMarginalBridge, OrnsteinUhlenbeck

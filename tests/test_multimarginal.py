@@ -323,8 +323,14 @@ REFUSED = {
     "nan": (lambda: ask(xs=spoilt(1)), "snapshot at time 0.7 holds values that are not finite"),
     "empty": (lambda: ask(xs=[*rows()[:2], torch.zeros(0, 2).double()]), "x2 is empty"),
     "weights": (lambda: ask(weights=[one]), "1 weights for 3 snapshots"),
-    "few": (lambda: ask(weights=few), "weights of the snapshot at time 2.2 must be 6 numbers, one a row"),
-    "zero": (lambda: ask(weights=[0 * one, None, None]), "weights of snapshot 0 must be positive finite numbers"),
+    "few": (
+        lambda: ask(weights=few),
+        "weights of the snapshot at time 2.2 must be 6 numbers, one a row",
+    ),
+    "zero": (
+        lambda: ask(weights=[0 * one, None, None]),
+        "weights of snapshot 0 must be positive finite numbers",
+    ),
     "shape": (lambda: ask(MultiMarginalBridge(Odd("shape"), 1.0)), r"shape \(9, 1\) for states \(9, 2"),
     "detach": (lambda: ask(MultiMarginalBridge(Odd("detach"), 1.0)), "Jacobian.*detach"),
     "relu": (

@@ -142,7 +142,7 @@ PARTS = [
     LightBridge([1, 2, 2], 3, 0.5), LightBridge(4, "auto", 2, "low_rank", 2),
     Generator(Gaussian(2), LightBridge(2, 3, 0.1, "full"), Exact()),
     process.Brownian(3), OrnsteinUhlenbeck(2, [[0.0, 1.0], [-1.0, 0.0]], [0.5, 0.0]),
-    LotkaVolterra(1.0, 0.4), Repressilator(5.0, [2.0, 3.0], 1.0, 0.2, 2), Vortex(0.5, [0.1, 0.2], core=2.0),
+    LotkaVolterra(1.0, 0.4), Repressilator(5.0, [2.0, 3.0], 1.0, 0.2, 2), Vortex(0.5, core=2.0),
     GradientField(3, 8, 1, "tanh"), Learned(MLP(2, 8), 2), HierarchicalRates(),
     ParameterLaw(Repressilator(), HierarchicalRates()), Fitted(MLP(2, 8), 10), GaussianProcess(2, 0.5),
     MultiMarginalBridge(LotkaVolterra(), 0.1, [0.0, 2.0, 5.0], 20),
