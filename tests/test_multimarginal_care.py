@@ -131,6 +131,16 @@ def test_learned_drifts_know_no_plans():
     assert bridge.trajectories([1.0]).shape == (1, 12, 2)
 
 
+def test_paths_of_learned_drifts_start_at_rows_by_their_masses():
+    xs, weights = rows(4), [torch.tensor([5.0, 1.0, 1.0, 1.0]), None, None]
+    bridge = MultiMarginalBridge(Brownian(2), 0.4, TIMES, steps=12, regressor=GaussianProcess(2))
+    IPF(1).fit(bridge, *xs, weights=weights, progress=False, generator=seeded())
+    starts = bridge.trajectories([0.0], n=24, generator=seeded())[0, :8]  # those of the first snapshot
+    found = torch.cdist(starts, xs[0]).argmin(1).bincount(minlength=4)
+    assert torch.equal(found, torch.tensor([5, 1, 1, 1]))
+    assert bridge.trajectories([0.5], n=2).shape == (1, 2, 2)
+
+
 def test_weights_stay_until_others_are_stated():
     xs, weights = rows(), [None, torch.linspace(1, 4, 12), None]
     loss = ReferenceRefinement(StaticBridge(), LeastSquares())

@@ -64,17 +64,16 @@ class Trajectories(Solved):
     def _stitched(
         self, times: Tensor, n: int | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """States at ``times`` and at the last snapshot of paths by learned drifts; of ``n`` drawn at
-        random, if told."""
+        """States at ``times`` and at the last snapshot of paths by learned drifts."""
         intervals, grids, places = self.intervals(), [], []
         for interval in intervals:
             start, stop = interval.span
             grids.append(interval.grid(self.steps, times[(times > start) & (times < stop)]))
             places.append(grids[-1] if not places else grids[-1][1:])
-        xs = [self.kept.rows("points", k) for k in range(len(self.times))]
+        xs = [
+            self.kept.rows("points", k)[self._starts(k, n, generator)] for k in range(len(self.times))
+        ]
         path = stitched(xs, grids, self.forwards, self.backwards, self.sigma, generator)
-        if n is not None:
-            path = path[:, draw(path.new_ones(n, path.shape[1]), generator)]
         slack = 1e-9 * (self.span[1] - self.span[0])
         return path[torch.searchsorted(torch.cat(places), times - slack)], path[-1]
 
@@ -112,25 +111,27 @@ class Trajectories(Solved):
     ) -> list[Tensor]:
         """A row of each snapshot for every path: each starts at some row of some snapshot, and is
         carried both ways by the plans."""
-        counts, place = self.kept.counts.tolist(), self.kept.points.device
         plans = [self.plan(k) for k in range(len(intervals))]
         parts: list[list[Tensor]] = []
-        for start, size in enumerate(counts):
-            masses = self.kept.rows("masses", start)
-            if n is None and bool((masses == masses[0]).all()):
-                here = torch.arange(size, device=place)
-            else:  # systematic draws: as even as the masses are
-                share = size if n is None else n // len(counts) + (start < n % len(counts))
-                shift = rand_rows(masses[:1], generator)
-                points = (torch.arange(share, device=place) + shift) / max(share, 1)
-                here = torch.searchsorted(masses.cumsum(0), points).clamp_max(size - 1)
-            rows = {start: here}
+        for start in range(len(self.times)):
+            rows = {start: self._starts(start, n, generator)}
             for k in range(start, len(intervals)):
                 rows[k + 1] = draw(plans[k][rows[k]], generator)
             for k in range(start - 1, -1, -1):
                 rows[k] = draw(plans[k].mT[rows[k + 1]], generator)
-            parts.append([rows[k] for k in range(len(counts))])
+            parts.append([rows[k] for k in sorted(rows)])
         return [torch.cat(column) for column in zip(*parts)]
+
+    def _starts(self, k: int, n: int | None, generator: torch.Generator | None) -> Tensor:
+        """Rows of snapshot ``k`` where paths start: all, or its share of ``n`` by systematic draws, as
+        even as the masses are."""
+        masses, snapshots = self.kept.rows("masses", k), len(self.times)
+        if n is None and bool((masses == masses[0]).all()):
+            return torch.arange(len(masses), device=masses.device)
+        share = len(masses) if n is None else n // snapshots + (k < n % snapshots)
+        shift = rand_rows(masses[:1], generator)
+        points = (torch.arange(share, device=masses.device) + shift) / max(share, 1)
+        return torch.searchsorted(masses.cumsum(0), points).clamp_max(len(masses) - 1)
 
     def _check_plans(self) -> None:
         self._check_solved()
