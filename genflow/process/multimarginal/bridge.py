@@ -116,7 +116,7 @@ class MultiMarginalBridge(Trajectories, Process):
         place = next((p.device for p in self.reference.parameters()), flat[0].device)
         flat = [x.to(place) for x in flat]
         check_reference(self.reference, self.times, flat)
-        # else what was solved on them is still true, also with the masses of a file
+        # what was solved on the same rows is still true, also with the masses of a file
         if not self.kept.holds(flat, self._weights, self._stated):
             self.kept.keep(flat, self.times, self._weights)
         return self
@@ -153,7 +153,8 @@ class MultiMarginalBridge(Trajectories, Process):
         if self.kept.by_drifts or not self.kept.by_plans:
             return self.kept.by_drifts
         known = self._solved_for  # of a file: that of its reference
-        return known is None or all(map(torch.equal, known, self.reference.parameters()))
+        now = self.reference.parameters()
+        return known is None or all(torch.equal(old.to(p), p) for old, p in zip(known, now))
 
     def _check_solved(self) -> None:
         super()._check_solved()
