@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import genflow
 from genflow.loss import (
     IPF,
     Direct,
@@ -14,8 +15,11 @@ from genflow.loss import (
     ReferenceRefinement,
     StaticBridge,
 )
-from genflow.network import GaussianProcess
+from genflow.loss.updates import Target, solve_linear
+from genflow.model import Generator
+from genflow.network import MLP, GaussianProcess
 from genflow.process import (
+    SDE,
     Brownian,
     LotkaVolterra,
     MultiMarginalBridge,
@@ -23,7 +27,12 @@ from genflow.process import (
     Repressilator,
     Vortex,
 )
+from genflow.process.multimarginal.interval import Interval
+from genflow.process.multimarginal.law import forecast
+from genflow.process.multimarginal.linear_noise import log_density
 from genflow.process.multimarginal.plan import NotConverged
+from genflow.solver import Euler, Exact
+from genflow.source import Empirical
 
 TIMES = [0.0, 1.0, 2.0]
 
@@ -265,3 +274,61 @@ def test_memory_of_drifts_does_not_grow_with_the_states():
     torch.testing.assert_close(slope.sum(), difference.detach(), rtol=1e-4, atol=1e-4)
     assert bridge._together() == 2048
     assert MultiMarginalBridge(Brownian(100), 1.0, TIMES).prepare(*rows(5, 100))._together() < 20
+
+
+def test_a_file_keeps_the_precision_of_every_part(tmp_path):
+    """A source of rows in single precision beside a bridge in double."""
+    bridge, x = solved(LotkaVolterra(0.5, 0.4, 0.3, 0.2)), rows()[0]
+    genflow.save(Generator(Empirical(x.float()), bridge, Exact()), tmp_path / "bridge.ckpt")
+    found = genflow.load(tmp_path / "bridge.ckpt")
+    assert found.source.points.dtype == torch.float32
+    assert found.process.reference.raw["alpha"].dtype == torch.float64
+    assert torch.equal(found.process.drift(0.3, x), bridge.drift(0.3, x))
+    flow = Generator(Empirical(x.float()), SDE(MLP(2, 8).double()), Euler(2))
+    genflow.save(flow, tmp_path / "flow.ckpt")
+    found = genflow.load(tmp_path / "flow.ckpt")
+    known = {name: v.dtype for name, v in flow.state_dict().items()}
+    assert {name: v.dtype for name, v in found.state_dict().items()} == known
+
+
+def test_what_is_frozen_is_taken_off_the_target():
+    """With beta and delta known, alpha and gamma are ratios of sums."""
+    draw = seeded(5)
+    x = torch.rand(300, 2, generator=draw, dtype=torch.float64) + 1
+    truth = LotkaVolterra(1.0, 0.4, 0.7, 0.2)
+    y = truth(0.0, x).detach() + 0.1 * torch.randn(300, 2, generator=draw, dtype=torch.float64)
+    reference = LotkaVolterra(0.3, 0.4, 0.3, 0.2)
+    for name in ("beta", "delta"):
+        reference.raw[name].requires_grad_(False)
+    solve_linear(reference, Target(torch.zeros(300), x, y, torch.ones(300, dtype=torch.float64)))
+    met, found = x.prod(1), reference.numbers()
+    alpha = ((y[:, 0] + 0.4 * met) * x[:, 0]).sum() / x[:, 0].square().sum()
+    gamma = ((0.2 * met - y[:, 1]) * x[:, 1]).sum() / x[:, 1].square().sum()
+    assert found["alpha"] == pytest.approx(float(alpha)) and found["gamma"] == pytest.approx(
+        float(gamma)
+    )
+    assert (found["beta"], found["delta"]) == (pytest.approx(0.4), pytest.approx(0.2))
+
+
+def test_a_forecast_takes_steps_of_second_order():
+    """In one step of Heun's method the noise is carried on by the drift."""
+    rate, sigma, n = -2.0, 0.5, 40_000
+    reference = OrnsteinUhlenbeck(1, [[rate]])
+    one = torch.ones(1, dtype=torch.float64)
+    interval = Interval(reference, sigma, one[:, None], one[:, None], one, one, (0.0, 1.0))
+    x = forecast(interval, 1.0, 1.5, torch.ones(n, 1, dtype=torch.float64), 1, seeded())
+    h = 0.25  # two steps, the least
+    factor, push = 1 + h * rate + (h * rate) ** 2 / 2, 1 + h * rate / 2
+    variance = sigma**2 * h * push**2 * (1 + factor**2)
+    assert abs(float(x.mean()) - factor**2) < 4 * (variance / n) ** 0.5
+    assert abs(float(x.var()) / variance - 1) < 4 * (2 / n) ** 0.5
+
+
+def test_densities_far_from_zero_in_units_of_their_spread_keep_their_digits():
+    draw = seeded(2)
+    mean = 1e3 * torch.rand(4, 2, generator=draw, dtype=torch.float64)
+    y = mean + 1e-5 * torch.randn(4, 2, generator=draw, dtype=torch.float64)
+    covariance = 1e-10 * torch.eye(2, dtype=torch.float64).expand(4, 2, 2)
+    found = log_density(mean, covariance, y).diagonal()
+    known = torch.distributions.Normal(mean, 1e-5).log_prob(y).sum(1)
+    torch.testing.assert_close(found, known, rtol=1e-9, atol=1e-9)

@@ -198,3 +198,13 @@ def test_shipped_simulators(tmp_path, name):
     assert len(made.series.heldout) >= 3 and len(made.series.inside()) == len(made.series.heldout)
     if name == "lotka_volterra":
         assert np.array_equal(made.series.arrays[8], predators().series.arrays[8])
+
+
+def test_snapshots_that_are_held_out_are_independent():
+    """Each has a stream of its own; from one they would hold the same increments."""
+    low, high = [0.0, 0.0], [1e-9, 1e-9]
+    data = SimulatedSnapshots(
+        Brownian(2), Box(low, high), [0.0, 1.0, 1.5, 2.0], n=400, sigma=1.0, dt=2.0, heldout=[1.0, 1.5]
+    )
+    one, other = (np.asarray(data.series.arrays[k]).ravel() for k in (1, 2))
+    assert abs(np.corrcoef(one, other)[0, 1]) < 4 / 800**0.5
