@@ -227,3 +227,17 @@ def test_samples_that_do_not_fit_are_refused(distance, x, y, error, words):
 def test_bad_arguments_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("distance", [Wasserstein(p=1), Wasserstein(), EnergyDistance()], ids=str)
+def test_weights_are_repeated_rows(distance, generator):
+    x, y = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (7, 5))
+    a, b = torch.tensor([1, 3, 0, 2, 1, 1, 4]), torch.tensor([2, 1, 1, 5, 1])
+    repeated = distance(x.repeat_interleave(a, 0), y.repeat_interleave(b, 0))
+    torch.testing.assert_close(distance(x, y, a, b), repeated, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(distance(x, y, None, b), distance(x, y.repeat_interleave(b, 0)))
+    torch.testing.assert_close(distance(x, y, torch.ones(7)), distance(x, y))
+    assert abs(float(distance(x, y, a, b) - distance(x, y))) > 1e-3
+    for wrong in (torch.ones(6), -a, 0 * a, a / 0.0):
+        with pytest.raises(ValueError, match="weights_x must be 7 finite numbers >= 0"):
+            distance(x, y, wrong)

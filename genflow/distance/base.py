@@ -40,6 +40,24 @@ def flat_pair(owner: object, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.flatten(1), y.flatten(1)
 
 
+def shares(owner: object, x: Tensor, weight: Tensor | None, name: str) -> Tensor | None:
+    """Weights ``(n,)`` of rows ``x (n, d)`` as shares of one, in float64.
+
+    Raises:
+        ValueError: for other than one finite number >= 0 a row, not all of them 0.
+    """
+    if weight is None:
+        return None
+    weight = torch.as_tensor(weight, dtype=torch.float64, device=x.device)
+    fits = weight.shape == x.shape[:1] and bool((weight.isfinite() & (weight >= 0)).all())
+    if not fits or not bool(weight.sum() > 0):
+        raise ValueError(
+            f"{type(owner).__name__}: {name} must be {len(x)} finite numbers >= 0, one a row and not "
+            f"all 0, got shape {tuple(weight.shape)}"
+        )
+    return weight / weight.sum()
+
+
 def safe_root(value: Tensor, p: float) -> Tensor:
     """``value ** (1/p)`` with gradient zero, not NaN, where the value is zero."""
     above = value > 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genflow.checks import positive
-from genflow.distance.base import Distance, flat_pair
+from genflow.distance.base import Distance, flat_pair, shares
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
@@ -37,11 +37,38 @@ class EnergyDistance(Distance):
 
     unbiased: bool = False
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        weights_x: Tensor | None = None,
+        weights_y: Tensor | None = None,
+    ) -> Tensor:
+        """Distance of ``x (n, *d)`` and ``y (m, *d)``; weights ``(n,)`` and ``(m,)`` say how much each
+        row counts, ``None`` all alike.
+
+        Raises:
+            ValueError: for weights with ``unbiased``.
+        """
         x, y = flat_pair(self, x, y)
+        if weights_x is not None or weights_y is not None:
+            return self._weighted(x, y, weights_x, weights_y)
         cross = 2 * _distances(x, y).mean()
         within = [_within(_distances(z, z), self.unbiased) for z in (x, y)]
         return cross - within[0] - within[1]
+
+    def _weighted(
+        self, x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tensor | None
+    ) -> Tensor:
+        if self.unbiased:
+            raise ValueError("EnergyDistance(unbiased=True) takes no weights; use unbiased=False")
+        given = (x, weights_x, "weights_x"), (y, weights_y, "weights_y")
+        a, b = (
+            v.new_full((len(v),), 1 / len(v)) if w is None else shares(self, v, w, name).to(v)
+            for v, w, name in given
+        )
+        cross = a @ _distances(x, y) @ b
+        return 2 * cross - a @ _distances(x, x) @ a - b @ _distances(y, y) @ b
 
 
 @dataclass(frozen=True)

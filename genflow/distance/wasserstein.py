@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genflow.coupling.cost import pair_cost
 from genflow.coupling.exact import exact_plan
-from genflow.distance.base import Distance, flat_pair, safe_root
+from genflow.distance.base import Distance, flat_pair, safe_root, shares
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,20 @@ class Wasserstein(Distance):
         if not 1 <= self.p < math.inf:
             raise ValueError(f"Wasserstein(p={self.p}): p must be at least 1 and finite")
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        weights_x: Tensor | None = None,
+        weights_y: Tensor | None = None,
+    ) -> Tensor:
+        """Distance of ``x (n, *d)`` and ``y (m, *d)``; weights ``(n,)`` and ``(m,)`` say how much each
+        row counts, ``None`` all alike."""
         x, y = flat_pair(self, x, y)
+        masses = shares(self, x, weights_x, "weights_x"), shares(self, y, weights_y, "weights_y")
         with torch.no_grad():
             cost = pair_cost("sqeuclidean", x, y)
-            plan = exact_plan(cost if self.p == 2 else cost ** (self.p / 2))
+            plan = exact_plan(cost if self.p == 2 else cost ** (self.p / 2), *masses)
             rows, columns = plan.nonzero(as_tuple=True)
             mass = plan[rows, columns].to(x.dtype)
         step = x[rows] - y[columns]

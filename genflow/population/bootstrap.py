@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from genflow.checks import count, positive
 from genflow.population.posterior import Draws
+from genflow.process.multimarginal.ipf import clock
+from genflow.process.multimarginal.ipf import simulate as euler_maruyama
 from genflow.process.reference import Reference
 from genflow.source import Source
-from genflow.tensors import randn_like
 
 Fit = Callable[[list[Tensor]], Mapping[str, Any]]
 """Snapshots to estimates by name."""
@@ -113,12 +113,10 @@ def simulate(
     """Snapshots ``(n_k, d)`` at ``times``, each an independent batch from ``times[0]`` on."""
     found = []
     for n, stop in zip(counts, times):
-        x, t = _begin(start, n, generator), float(times[0])
-        steps = math.ceil((stop - t) / dt - 1e-6)
-        h = (stop - t) / max(steps, 1)
-        for i in range(steps):
-            noise = sigma * math.sqrt(h) * randn_like(x, generator)
-            x = x + h * reference.drift(t + i * h, x) + noise
+        x = _begin(start, n, generator)
+        if stop > times[0]:
+            grid = clock(float(times[0]), float(stop), dt)
+            x = euler_maruyama(reference.drift, x, grid, sigma, generator)[-1]
         found.append(x)
     return found
 

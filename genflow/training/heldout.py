@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from genflow.checks import count
-from genflow.coupling.exact import exact_plan
 from genflow.data import Series
+from genflow.distance import EnergyDistance, Wasserstein
 from genflow.seeds import stream
 from genflow.training.module import Training
 
@@ -54,8 +54,9 @@ def heldout_distances(training: Training, data: Any, n: int) -> dict[str, list[f
     for k, states in zip(series.inside(), path[torch.isin(grid, held)]):
         rows, mass = _some(series, k, n)
         numbers["heldout_times"].append(series.times[k])
-        numbers["heldout_energy"].append(half_energy(states, rows, before, mass))
-        numbers["heldout_w1"].append(wasserstein(1, states, rows, before, mass))
+        given = _double(states), _double(rows), before, mass
+        numbers["heldout_energy"].append(float(EnergyDistance()(*given)) / 2)
+        numbers["heldout_w1"].append(float(Wasserstein(p=1)(*given)))
     return numbers
 
 
@@ -77,7 +78,8 @@ def trajectory_distances(training: Training, series: Series) -> dict[str, list[f
         states = states if model.transform is None else model.transform.inverse(states)
         rows = torch.from_numpy(np.array(series.arrays[k], dtype=np.float64)).to(states)
         for p in (1, 2):
-            numbers[f"heldout_w{p}"].append(wasserstein(p, states, rows, None, series.mass(k)))
+            distance = Wasserstein(p=p)(_double(states), _double(rows), None, series.mass(k))
+            numbers[f"heldout_w{p}"].append(float(distance))
     return numbers
 
 
@@ -117,37 +119,9 @@ class HeldOut(L.Callback):
             pl_module.log("heldout_w1", sum(found) / len(found), prog_bar=True)
 
 
-def wasserstein(
-    p: int, x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None
-) -> float:
-    """Exact :math:`W_p` between rows ``x (n, *d)`` and ``y (m, *d)`` of weights ``a (n,)`` and
-    ``b (m,)`` (``None``: all alike), with Euclidean ground distance."""
-    x, y, a, b = _weighed(x, y, a, b)
-    cost = _distances(x, y) ** p
-    return float((exact_plan(cost, a, b) * cost).sum() ** (1 / p))
-
-
-def half_energy(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> float:
-    r""":math:`E|X-Y| - E|X-X'|/2 - E|Y-Y'|/2` of weighted rows, as in :func:`wasserstein`."""
-    x, y, a, b = _weighed(x, y, a, b)
-    across, left, right = (
-        u @ _distances(v, w) @ s for v, w, u, s in ((x, y, a, b), (x, x, a, a), (y, y, b, b))
-    )
-    return float(across - left / 2 - right / 2)
-
-
-def _weighed(
-    x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows ``(n, d)`` and the share of each, in float64 on the CPU."""
-    x, y = (v.detach().flatten(1).double().cpu() for v in (x, y))
-    shares = [torch.ones(len(v)).double() if w is None else w for v, w in ((x, a), (y, b))]
-    a, b = (w.double().cpu() / w.double().cpu().sum() for w in shares)
-    return x, y, a, b
-
-
-def _distances(x: Tensor, y: Tensor) -> Tensor:
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+def _double(x: Tensor) -> Tensor:
+    """Rows ``(n, d)`` in float64 on the CPU, where exact transport is solved."""
+    return x.detach().flatten(1).double().cpu()
 
 
 def _some(series: Series, k: int, n: int) -> tuple[Tensor, Tensor | None]:
