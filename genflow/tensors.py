@@ -131,3 +131,32 @@ def check_marginals(where: str, *xs: Tensor) -> None:
             )
         if x.dtype != xs[0].dtype:
             raise TypeError(f"{where}: x{k} is {x.dtype} but x0 is {xs[0].dtype}; cast one of them")
+
+
+def check_positive(where: str, x: Tensor) -> None:
+    """Refuse numbers that are not positive, and name the transform that would make them so.
+
+    Looked at on the CPU alone: elsewhere it would wait.
+
+    Raises:
+        ValueError: with the column and what it holds.
+    """
+    if x.device.type != "cpu" or not x.numel() or torch.compiler.is_compiling():
+        return
+    try:
+        least = float(x.detach().min())
+    except RuntimeError:  # under vmap no number can be read
+        return
+    if least > 0:
+        return
+    flat = x.detach().flatten(1)
+    column = int(flat.amin(0).argmin())
+    low, high = (float(v) for v in torch.aminmax(flat[:, column]))
+    whole = float(flat.max())
+    what = "takes both signs" if low < 0 < high else "holds zeros" if low == 0 else "is not positive"
+    fit = "transform.form=floor" if least == 0 else "transform.form=one_plus"
+    raise ValueError(
+        f"{where} must be positive, but column {column} {what} ({low:.4g} to {high:.4g}): use "
+        f"transform=positive {fit} transform.low={least:.4g} transform.high={whole:.4g}, which maps "
+        f"that range into the positive numbers"
+    )

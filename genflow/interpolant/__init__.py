@@ -18,12 +18,16 @@ from genflow.interpolant.gamma import (
     SinSquared,
     Zero,
 )
+from genflow.interpolant.geometric import GeometricBrownian, GeometricSample
 from genflow.interpolant.learned import LearnedAffine
 from genflow.interpolant.onesided import Mirror, OneSided
 from genflow.interpolant.verify import verify
+from genflow.interpolant.volatility import ConstantVolatility, GeometricVolatility, Volatility
 
 __all__ = [
-    "Affine", "Brownian", "BrownianBridge", "Chain", "Coefficients", "Constant", "EncoderDecoder",
-    "Gamma", "Interpolant", "LearnedAffine", "Linear", "Mirror", "OneSided", "PathSample", "Quadratic",
-    "SigmaDifference", "SinSquared", "Trigonometric", "VariancePreserving", "Zero", "verify",
+    "Affine", "Brownian", "BrownianBridge", "Chain", "Coefficients", "Constant", "ConstantVolatility",
+    "EncoderDecoder", "Gamma", "GeometricBrownian", "GeometricSample", "GeometricVolatility",
+    "Interpolant", "LearnedAffine", "Linear", "Mirror", "OneSided", "PathSample", "Quadratic",
+    "SigmaDifference", "SinSquared", "Trigonometric", "VariancePreserving", "Volatility", "Zero",
+    "verify",
 ]  # fmt: skip

@@ -104,6 +104,8 @@ class Interpolant(ABC):
 
     stochastic: bool
     independent: bool = False
+    additive: bool = True
+    """Whether noise is added to the path, rather than multiplied into it."""
 
     @abstractmethod
     def sample(

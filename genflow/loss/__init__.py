@@ -9,6 +9,7 @@ from genflow.loss.bridge import BridgeMatching
 from genflow.loss.combine import On, Sum
 from genflow.loss.direct import Direct
 from genflow.loss.gradient_update import Gradient
+from genflow.loss.hyvarinen import ExplicitScoreMatching, ImplicitScoreMatching
 from genflow.loss.importance import importance_density
 from genflow.loss.ipf import IPF
 from genflow.loss.light_bridge import LightBridgeKL
@@ -21,7 +22,8 @@ from genflow.loss.static_bridge import StaticBridge
 from genflow.loss.updates import LeastSquares, Update
 
 __all__ = [
-    "IPF", "BridgeMatching", "Direct", "Gradient", "LeastSquares", "LightBridgeKL", "Loss", "Matching",
-    "On", "Projection", "ReferenceRefinement", "Regression", "SampleDistance", "StaticBridge", "Sum",
-    "Update", "heldout_w1", "importance_density",
+    "IPF", "BridgeMatching", "Direct", "ExplicitScoreMatching", "Gradient", "ImplicitScoreMatching",
+    "LeastSquares", "LightBridgeKL", "Loss", "Matching", "On", "Projection", "ReferenceRefinement",
+    "Regression", "SampleDistance", "StaticBridge", "Sum", "Update", "heldout_w1",
+    "importance_density",
 ]  # fmt: skip

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from genflow.interpolant import BrownianBridge, Interpolant
 from genflow.interpolant.base import same_path
 from genflow.loss.base import Learner
-from genflow.process import SDE, LightBridge, Process, StochasticInterpolant
-from genflow.target import Denoised, Drift, Noise, Rate, Score, Target, Velocity
+from genflow.process import SDE, LightBridge, Process, ReversedGeometric, StochasticInterpolant
+from genflow.target import Denoised, Drift, Hyvarinen, Noise, Rate, Score, Target, Velocity
 
 KINDS = {"velocity": Velocity, "rate": Rate, "noise": Noise, "score": Score, "denoised": Denoised}
 """The targets that a stochastic interpolant reads by name."""
 
 
 def check_learner(
-    learner: Learner, interpolant: Interpolant, target: Target | Mapping[str, Target]
+    learner: Learner, interpolant: Interpolant, target: Target | Mapping[str, Target] | None
 ) -> None:
     """Refuse a process that the target on this path does not teach what it is sampled by.
 
@@ -29,6 +29,13 @@ def check_learner(
             f"the process samples {own}, but the loss trains {interpolant}; give both the same "
             "interpolant"
         )
+    if isinstance(learner, ReversedGeometric) and target is not None:
+        want = Noise if learner.predicts == "noise" else Hyvarinen
+        if type(target) is not want:
+            raise ValueError(
+                f"a ReversedGeometric(predicts={learner.predicts!r}) learns {want.__name__}(), got "
+                f"target {target}; use target={want.__name__.lower()}, or another predicts"
+            )
     if isinstance(learner, StochasticInterpolant):
         _check_fields(target)
     if isinstance(learner, LightBridge):

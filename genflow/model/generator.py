@@ -53,6 +53,8 @@ class Generator(Likelihood):
     def prepare(self, *xs: Tensor, cond: Tensor | None = None) -> Generator:
         super().prepare(*xs, cond=cond)
         inside = self.encode(*xs)
+        if hasattr(self.source, "match"):  # a prior of the data's own moments
+            self.source.match(inside[-1])
         self.process.prepare(*inside)
         if self.tilt is not None:
             self.tilt.prepare(*inside, cond=cond)
@@ -296,7 +298,9 @@ class Generator(Likelihood):
 
     def _join(self, parts: list[Solution], reverse: bool) -> Solution:
         x = torch.cat([part.x for part in parts])
-        path = None
+        path, lost = None, parts[0].nonpositive
+        if lost is not None:
+            lost = sum(part.nonpositive * len(part.x) for part in parts) / len(x)
         if parts[0].trajectory is not None:
             path = torch.cat([part.trajectory for part in parts], 1)
         if self.transform is not None:
@@ -304,7 +308,7 @@ class Generator(Likelihood):
                 x = self.transform.inverse(x)
             if path is not None:
                 path = self.transform.inverse(path.flatten(0, 1)).unflatten(0, path.shape[:2])
-        return Solution(x, parts[0].times, max(part.nfe for part in parts), path)
+        return Solution(x, parts[0].times, max(part.nfe for part in parts), path, lost)
 
 
 def _name(part: object) -> str:

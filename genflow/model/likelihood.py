@@ -189,14 +189,20 @@ def _log_prob(
     if options.paths > 1:  # every path is a row of one batch
         x = x.repeat_interleave(options.paths, 0)
         cond = None if cond is None else cond.repeat_interleave(options.paths, 0)
+    chart, moved = process.chart(), 0.0
+    if chart is not None:  # the density of the coordinates in which solvers step
+        moved, x, process = chart.log_abs_det(x), chart.into(x), chart.process
     density = options.follow(process, x, generator)
     grid = solver.grid(density, None, reverse=True)
     if callable(options.epsilon):
-        process.with_epsilon(options.epsilon, around(grid))
+        model.process.with_epsilon(options.epsilon, around(grid))
     y = solver.solve(density, density.pack(x), grid, cond, generator).x
     start, change = density.unpack(y)
+    if chart is not None:
+        start = chart.back(start)
+        moved = moved - chart.log_abs_det(start)
     # the integral ran from 1 to 0, and has the sign of that
-    found = source_log_prob(model, start) + change
+    found = source_log_prob(model, start) + change + moved
     return found.reshape(-1, options.paths).mean(1)
 
 
@@ -214,10 +220,17 @@ def _sample_with_log_prob(
             "sample_with_log_prob follows the ODE, whose paths know their density; take epsilon=0"
         )
     solver = options.choose(process)
+    found = source_log_prob(model, x)
+    chart = process.chart()
+    if chart is not None:
+        found, x, process = found - chart.log_abs_det(x), chart.into(x), chart.process
     density = options.follow(process, x, generator)
     y = solver.solve(density, density.pack(x), None, cond, generator).x
     final, change = density.unpack(y)
-    return final, source_log_prob(model, x) - change
+    if chart is None:
+        return final, found - change
+    final = chart.back(final)
+    return final, found - change + chart.log_abs_det(final)
 
 
 def source_log_prob(model: Likelihood, z: Tensor) -> Tensor:

@@ -1,12 +1,15 @@
 """Processes: a drift and an applied diffusion."""
 
-from genflow.process.base import Process
+from genflow.process.base import Chart, Process
 from genflow.process.density import divergence
+from genflow.process.geometric import ReversedGeometric
 from genflow.process.interpolant import StochasticInterpolant
+from genflow.process.langevin import GeometricLangevin, MirrorLangevin
 from genflow.process.learned import LearnedBridge
 from genflow.process.light import LightBridge
 from genflow.process.multimarginal import MultiMarginalBridge
 from genflow.process.noise import Epsilon
+from genflow.process.positive import PositiveProcess
 from genflow.process.reference import (
     Brownian,
     GradientField,
@@ -22,7 +25,8 @@ from genflow.process.reference import (
 from genflow.process.sde import SDE
 
 __all__ = [
-    "SDE", "Brownian", "Epsilon", "GradientField", "HierarchicalRates", "Learned", "LearnedBridge",
-    "LightBridge", "LotkaVolterra", "MultiMarginalBridge", "OrnsteinUhlenbeck", "ParameterLaw",
-    "Process", "Reference", "Repressilator", "StochasticInterpolant", "Vortex", "divergence",
+    "SDE", "Brownian", "Chart", "Epsilon", "GeometricLangevin", "GradientField", "HierarchicalRates",
+    "Learned", "LearnedBridge", "LightBridge", "LotkaVolterra", "MirrorLangevin", "MultiMarginalBridge",
+    "OrnsteinUhlenbeck", "ParameterLaw", "PositiveProcess", "Process", "Reference", "Repressilator",
+    "ReversedGeometric", "StochasticInterpolant", "Vortex", "divergence",
 ]  # fmt: skip

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A process seen in other coordinates.
+
+    Attributes:
+        process: what moves there.
+        into, back: from states ``(n, *d)`` to coordinates, and back.
+        log_abs_det: of the Jacobian of ``into`` at states: ``(n,)``.
+    """
+
+    process: Process
+    into: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor], Tensor]
+    log_abs_det: Callable[[Tensor], Tensor]
 
 
 class Process(nn.Module, ABC):
@@ -49,6 +67,10 @@ class Process(nn.Module, ABC):
     @abstractmethod
     def diffusion(self, t: Tensor, x: Tensor, dw: Tensor) -> Tensor:
         """The diffusion applied to a Brownian increment ``dw``, in the shape of ``x``."""
+
+    def chart(self) -> Chart | None:
+        """Coordinates in which solvers step, where they are not the states themselves."""
+        return None
 
     def look_ahead(self, times: Tensor) -> list[Any] | None:
         """What depends on the time alone, for all ``times (G,)`` of a run at once, or ``None``; drifts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,19 +38,18 @@ class Adaptive(ForODEs, Solver):
                 f"Adaptive(method={self.method!r}): method must be one of {', '.join(METHODS)}"
             )
 
-    def solve(
+    def _run(
         self,
         process: Process,
         x: Tensor,
-        times: Tensor | Sequence[float] | None = None,
-        cond: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        trajectory: bool = False,
-        progress: bool = False,
+        grid: Tensor,
+        cond: Tensor | None,
+        generator: torch.Generator | None,
+        trajectory: bool,
+        progress: bool,
     ) -> Solution:
         from torchdiffeq import odeint
 
-        grid = self.grid(process, times)
         field = Field(process, cond)
         points = grid if trajectory else grid[[0, -1]]
         # torchdiffeq steps in the dtype of the times: float64 keeps small steps apart; and it

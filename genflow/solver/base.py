@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,12 +22,14 @@ class Solution:
         times: the grid ``(S+1,)``, float64.
         nfe: number of drift evaluations.
         trajectory: states on the grid ``(S+1, n, *d)``, if asked for.
+        nonpositive: of ``AmbientEuler``, the share of coordinates that some step took to zero or below.
     """
 
     x: Tensor
     times: Tensor
     nfe: int
     trajectory: Tensor | None = None
+    nonpositive: float | None = None
 
 
 class Field:
@@ -37,7 +39,8 @@ class Field:
     """
 
     def __init__(self, process: Process, cond: Tensor | None = None, backward: bool = False) -> None:
-        self.process, self.cond, self.calls = process, cond, 0
+        self.process, self.cond, self.calls, self.backward = process, cond, 0, backward
+        self.lost: Tensor | None = None
         self.stochastic = process.stochastic
         self._drift = process.backward_drift if backward else process.drift
         self._ahead: dict[float, dict[str, object]] = {}
@@ -85,12 +88,13 @@ class Solver(ABC):
     """Runs a process along a grid of times."""
 
     steps: int
+    charts: bool = True
+    """Whether it steps a process in the coordinates that this has for solvers."""
 
     def for_noise(self) -> Solver:
         """The solver that stands in where a process has noise: itself, where it can take some."""
         return self
 
-    @abstractmethod
     def solve(
         self,
         process: Process,
@@ -114,6 +118,26 @@ class Solver(ABC):
             trajectory: keep the states on the whole grid.
             progress: show a progress bar.
         """
+        grid = self.grid(process, times)
+        chart = process.chart() if self.charts else None
+        if chart is None:
+            return self._run(process, x, grid, cond, generator, trajectory, progress)
+        found = self._run(chart.process, chart.into(x), grid, cond, generator, trajectory, progress)
+        path = None if found.trajectory is None else chart.back(found.trajectory)
+        return replace(found, x=chart.back(found.x), trajectory=path)
+
+    @abstractmethod
+    def _run(
+        self,
+        process: Process,
+        x: Tensor,
+        grid: Tensor,
+        cond: Tensor | None,
+        generator: torch.Generator | None,
+        trajectory: bool,
+        progress: bool,
+    ) -> Solution:
+        """:meth:`solve` on a checked grid, in the coordinates of ``process``."""
 
     def grid(
         self, process: Process, times: Tensor | Sequence[float] | None, reverse: bool = False
@@ -162,17 +186,16 @@ class Stepper(Solver):
     ) -> Tensor:
         """States at ``t`` from states ``x`` at ``s``; ``t < s`` runs backwards."""
 
-    def solve(
+    def _run(
         self,
         process: Process,
         x: Tensor,
-        times: Tensor | Sequence[float] | None = None,
-        cond: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        trajectory: bool = False,
-        progress: bool = False,
+        grid: Tensor,
+        cond: Tensor | None,
+        generator: torch.Generator | None,
+        trajectory: bool,
+        progress: bool,
     ) -> Solution:
-        grid = self.grid(process, times)
         points = grid.tolist()
         field = Field(process, cond, backward=points[0] > points[-1])
         pairs = list(zip(points[:-1], points[1:]))
@@ -186,4 +209,5 @@ class Stepper(Solver):
             x = self.step(field, s, t, x, generator)
             if trajectory:
                 states.append(x)
-        return Solution(x, grid, field.calls, torch.stack(states) if trajectory else None)
+        lost = None if field.lost is None else float(field.lost.double().mean())
+        return Solution(x, grid, field.calls, torch.stack(states) if trajectory else None, lost)

@@ -2,6 +2,8 @@
 between the fields that are learned."""
 
 from genflow.target.convert import convert
-from genflow.target.fields import Denoised, Drift, Noise, Rate, Score, Target, Velocity
+from genflow.target.fields import Denoised, Drift, Hyvarinen, Noise, Rate, Score, Target, Velocity
 
-__all__ = ["Denoised", "Drift", "Noise", "Rate", "Score", "Target", "Velocity", "convert"]
+__all__ = [
+    "Denoised", "Drift", "Hyvarinen", "Noise", "Rate", "Score", "Target", "Velocity", "convert",
+]  # fmt: skip

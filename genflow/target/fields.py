@@ -9,6 +9,7 @@ Noise      :math:`z`                                    :math:`\eta`, with score
 Score      :math:`-z/\gamma`                            :math:`s = \nabla\log\rho_t`
 Drift      velocity + :math:`\sigma^2/2` score          drift of :math:`dX = f dt + \sigma dW`
 Denoised   :math:`x_1`                                  :math:`E[x_1|x_t]`
+Hyvarinen  :math:`-1 - z/\gamma` (multiplicative noise)  :math:`x\odot\nabla\log\rho_t`
 ========== ============================================ ==========================================
 """
 
@@ -29,6 +30,8 @@ class Target(ABC):
     """A function of one path sample, ``(B, *d)``."""
 
     needs_width: bool = False
+    additive: bool | None = None
+    """Defined where noise is added to the path (``True``), multiplied into it (``False``), or both."""
 
     @abstractmethod
     def __call__(self, sample: PathSample) -> Tensor:
@@ -46,6 +49,14 @@ class Target(ABC):
                 "noise and has no score; use BrownianBridge(sigma), Linear(sigma=...) or an "
                 "interpolant with a gamma, or the target Velocity(), Rate() or Denoised()"
             )
+        additive = getattr(interpolant, "additive", True)
+        if self.additive is not None and self.additive != additive:
+            how = "added to" if additive else "multiplied into"
+            raise ValueError(
+                f"target {self} is not defined on {interpolant}, whose noise is {how} the path; use "
+                f"the target Noise(), "
+                f"{'Score() or Velocity()' if additive else 'Hyvarinen() or Score()'}"
+            )
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,8 @@ class Velocity(Target):
 @dataclass(frozen=True)
 class Rate(Target):
     """The time derivative of the part without noise, bounded at both ends."""
+
+    additive = True
 
     def __call__(self, sample: PathSample) -> Tensor:
         return sample.rate
@@ -81,7 +94,19 @@ class Score(Target):
     needs_width = True
 
     def __call__(self, sample: PathSample) -> Tensor:
-        return -sample.noise / width_floor(sample.gamma)
+        return sample.score
+
+
+@dataclass(frozen=True)
+class Hyvarinen(Target):
+    r"""The conditional Hyvarinen score :math:`x\odot\nabla\log p`, of multiplicative noise; its
+    variance diverges at the data, so prefer :class:`Noise` (Shetty et al. 2025)."""
+
+    needs_width = True
+    additive = False
+
+    def __call__(self, sample: PathSample) -> Tensor:
+        return sample.hyvarinen
 
 
 @dataclass(frozen=True)
@@ -97,6 +122,7 @@ class Drift(Target):
     """
 
     sigma: float = 1.0
+    additive = True
 
     def __post_init__(self) -> None:
         non_negative(self, sigma=self.sigma)

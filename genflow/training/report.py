@@ -27,6 +27,8 @@ from genflow.training.heldout import HeldOut, heldout_distances
 from genflow.training.module import Training
 from genflow.training.table import table
 
+COORDINATES = 20_000
+"""Samples whose coordinates are compared with known laws one by one."""
 LIKELIHOODS = 500
 """Test rows whose density is computed."""
 PACKAGES = ("torch", "lightning", "hydra-core", "pot", "torchdiffeq")
@@ -54,6 +56,8 @@ class Report(L.Callback):
       (:class:`~genflow.oracle.FieldError`);
     - ``test_objective`` of a learner that has one (``LightBridge``) on test data, in nats and the
       model's own space: a Kullback-Leibler divergence up to a constant of the data;
+    - ``ks``, one number a coordinate, and ``nonpositive``, of a process on positive numbers where the
+      law of the data knows its distribution functions (:class:`~genflow.source.LogNormalMixture`);
     - ``heldout_times``, ``heldout_energy`` and ``heldout_w1``, one number each for every held-out
       snapshot inside the training's span (:class:`~genflow.data.Snapshots`): half the energy distance
       and exact W1, in data units, between its rows and the states at that time of paths that start at
@@ -68,11 +72,13 @@ class Report(L.Callback):
     Args:
         folder: where ``metrics.json`` goes.
         n: samples of each distance; exact OT takes time cubic in it.
+        paths: also run paths for their energy and straightness, 200 evaluations of ``n`` rows and more:
+            switch it off for large networks.
     """
 
-    def __init__(self, folder: str = ".", n: int = 2000) -> None:
+    def __init__(self, folder: str = ".", n: int = 2000, paths: bool = True) -> None:
         count(self, 2, n=n)
-        self.folder, self.n = folder, n
+        self.folder, self.n, self.paths = folder, n, paths
         self.metrics: dict[str, Any] = {}
         self._seconds, self._started = (0.0, 0.0), None
 
@@ -121,7 +127,8 @@ class Report(L.Callback):
         test = data.rows("test", self.n).to(device)
         train = data.rows("train", self.n).to(device)
         numbers = _distances(pl_module, test, train)
-        numbers |= _paths(pl_module, test)
+        numbers |= _paths(pl_module, test) if self.paths else {}
+        numbers |= _coordinates(pl_module, data)
         # ess of a batch depends on its size: take the training's own
         size = getattr(data, "batch_size", None) or self.n
         batch = data.rows("train", size).to(device)
@@ -183,7 +190,8 @@ def _parameters(model: Any) -> dict[str, Any]:
 def _follows(model: Any) -> bool:
     """Whether samples follow one field from the source to the data, so that its paths have an energy;
     bridges through many snapshots have trajectories of their own."""
-    return hasattr(model, "process") and not hasattr(model.process, "trajectories")
+    process = getattr(model, "process", None)
+    return process is not None and not hasattr(process, "trajectories")
 
 
 def _distances(training: Training, test: Batch, known: Batch) -> dict[str, Any]:
@@ -231,7 +239,8 @@ def _classes(train: Batch, test: Batch, samples: Tensor) -> dict[str, Any]:
 
 
 def _paths(training: Training, test: Batch) -> dict[str, Any]:
-    if not _follows(training.model):
+    model = training.model
+    if not _follows(model) or model.process.chart() is not None:  # energies are those of flat spaces
         return {}
     xs = training.model.encode(*test.xs)
     n = min(len(x) for x in xs)
@@ -250,6 +259,30 @@ def _paths(training: Training, test: Batch) -> dict[str, Any]:
         "bures_pair": float(BuresWasserstein()(xs[0], xs[-1])),
         "path_energy_excess": None if noisy or pair == 0 else energy_excess(found.energy, pair),
     }
+
+
+def _coordinates(training: Training, data: Any) -> dict[str, Any]:
+    """Of a process on positive numbers the share of coordinates that are not, at the end or, as its
+    solver tells, after some step; and of each coordinate the distance of Kolmogorov and Smirnov to the
+    law of the data, where its distribution functions are known."""
+    model = training.model
+    if not _follows(model) or model.process.chart() is None:
+        return {}
+    law = data.data.marginals("test")[-1] if hasattr(data, "data") else None
+    law = getattr(law, "source", law)
+    if not hasattr(law, "cdf"):
+        return {}
+    draw = stream(training.seed, "coordinates", device=training.device)
+    solution = model.solve(COORDINATES, generator=draw)
+    x = solution.x
+    share = law.cdf(x.flatten(1)).sort(0).values
+    above = torch.arange(1, len(x) + 1, device=x.device)[:, None] / len(x)
+    ks = torch.maximum(above - share, share - above + 1 / len(x)).amax(0)
+    inside = x if model.transform is None else model.transform(x)
+    lost = (
+        float((inside <= 0).double().mean()) if solution.nonpositive is None else solution.nonpositive
+    )
+    return {"ks": ks.tolist(), "nonpositive": lost}
 
 
 @torch.no_grad()

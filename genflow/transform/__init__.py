@@ -2,5 +2,6 @@
 
 from genflow.transform.affine import Identity, Standardise
 from genflow.transform.base import Transform
+from genflow.transform.positive import Positive
 
-__all__ = ["Identity", "Standardise", "Transform"]
+__all__ = ["Identity", "Positive", "Standardise", "Transform"]

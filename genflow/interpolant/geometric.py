@@ -1,0 +1,137 @@
+r"""Multiplicative noise: geometric Brownian motion from data to noise, read from noise to data.
+
+On its own clock :math:`s = 1 - t` the motion is :math:`dX = \mu X ds + \sigma X \odot dW` (Ito), so
+that :math:`\log X_s | X_0 \sim N(\log X_0 + M(s), V(s))` with :math:`M = \int \mu - \sigma^2/2` and
+:math:`V = \int \sigma^2` (multiplicative denoising score matching: Shetty et al. 2025).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from numbers import Real
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from genflow.checks import between, one_of
+from genflow.interpolant.base import Interpolant, PathSample, width_floor
+from genflow.interpolant.volatility import GeometricVolatility, Volatility, check_volatility
+from genflow.tensors import check_positive, expand, path_time, randn_like
+
+DRIFTS = ("median", "martingale")
+
+
+class Law(NamedTuple):
+    """What the motion is at some times: the mean and variance that log-data have gained, and the rates
+    ``mu`` and ``squared`` (of sigma) there; each of the shape of the times."""
+
+    mean: Tensor
+    variance: Tensor
+    mu: Tensor
+    squared: Tensor
+
+
+@dataclass(frozen=True)
+class GeometricSample(PathSample):
+    """A draw of positive numbers; ``gamma`` is the width of their logarithms."""
+
+    @property
+    def velocity(self) -> Tensor:
+        return self.rate + width_rate(self.gamma, self.gamma_dgamma) * self.noise * self.x
+
+    @property
+    def hyvarinen(self) -> Tensor:
+        r"""Conditional Hyvarinen score :math:`x \odot \nabla_x \log p(x|x_1) = -1 - z/\sqrt V`."""
+        return -1 - self.noise / width_floor(self.gamma)
+
+    @property
+    def score(self) -> Tensor:
+        return self.hyvarinen / self.x
+
+    @property
+    def reflected(self) -> GeometricSample:
+        return replace(self, x=self.x * torch.exp(-2 * self.gamma * self.noise), noise=-self.noise)
+
+
+def width_rate(gamma: Tensor, gamma_dgamma: Tensor) -> Tensor:
+    return gamma_dgamma / width_floor(gamma)
+
+
+@dataclass(frozen=True)
+class GeometricBrownian(Interpolant):
+    r"""Data times log-normal noise, :math:`x_t = x_1 \odot e^{M + \sqrt V z}` at :math:`s = 1 - t`.
+
+    ``x0`` is ignored: the noise is drawn here. Data must be positive; ``genflow.transform.Positive``
+    makes them so. ``Matching(GeometricBrownian(), target=Noise())`` is multiplicative denoising score
+    matching with weight V, ``target=Hyvarinen()`` the same without weight.
+
+    Args:
+        volatility: :math:`\sigma(s)`.
+        drift: ``"median"`` (:math:`\mu = \sigma^2/2`, which keeps medians), ``"martingale"``
+            (:math:`\mu = 0`, which keeps means), a number for a constant :math:`\mu`, or an object with
+            ``rate(s)`` and ``integral(s)``. It only shifts logarithms.
+
+    Raises:
+        TypeError, ValueError: for a volatility or a drift that is none, an infinite integral of
+            :math:`\sigma^2`, and in ``sample`` and ``prepare`` for data that are not positive.
+    """
+
+    volatility: Volatility = field(default_factory=GeometricVolatility)
+    drift: object = "median"
+    stochastic = True
+    independent = True
+    additive = False
+
+    def __post_init__(self) -> None:
+        check_volatility(self, self.volatility)
+        if isinstance(self.drift, str):
+            one_of(self, DRIFTS, drift=self.drift)
+        elif isinstance(self.drift, Real):
+            between(self, -math.inf, math.inf, drift=self.drift)
+        elif not (hasattr(self.drift, "rate") and hasattr(self.drift, "integral")):
+            raise TypeError(
+                f"GeometricBrownian(drift={self.drift!r}): drift must be 'median', 'martingale', a "
+                f"number or an object with rate(s) and integral(s)"
+            )
+
+    def law(self, t: Tensor) -> Law:
+        """The law of log-data at times ``t`` of any shape, noise at 0 and data at 1."""
+        s = 1 - t
+        variance, squared = self.volatility.variance(s), self.volatility.squared(s)
+        if self.drift == "median":
+            return Law(torch.zeros_like(s), variance, squared / 2, squared)
+        if self.drift == "martingale":
+            return Law(-variance / 2, variance, torch.zeros_like(s), squared)
+        if isinstance(self.drift, Real):
+            return Law(self.drift * s - variance / 2, variance, torch.full_like(s, self.drift), squared)
+        return Law(self.drift.integral(s) - variance / 2, variance, self.drift.rate(s), squared)
+
+    def sample(
+        self,
+        t: Tensor | float,
+        *xs: Tensor,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> GeometricSample:
+        if len(xs) != 2 or xs[0].shape != xs[1].shape:
+            shapes = [tuple(x.shape) for x in xs]
+            raise ValueError(
+                f"GeometricBrownian takes x0 (which it ignores) and x1 of one shape, got {shapes}"
+            )
+        x1 = xs[1]
+        check_positive("GeometricBrownian: x1", x1)
+        t = path_time(t, x1)
+        law = Law(*(expand(v, x1) for v in self.law(t)))
+        noise = randn_like(x1, generator) if noise is None else noise
+        gamma = law.variance.clamp_min(0).sqrt()
+        x = x1 * torch.exp(torch.addcmul(law.mean, gamma, noise))
+        product = -law.squared / 2
+        rate = x * (law.squared / 2 - law.mu)
+        return GeometricSample(t, x, (x1, x1), rate, noise, gamma, width_rate(gamma, product), product)
+
+    def prepare(self, *xs: Tensor, cond: object = None) -> GeometricBrownian:
+        """Refuse data that are not positive."""
+        check_positive("GeometricBrownian: x1", xs[-1])
+        return self
