@@ -41,6 +41,12 @@ def node_of(tmp_path, group: str, option: str):
     extra = {
         ("data", "arrays"): [f"data.x1={data_file(tmp_path)}"],
         ("data", "snapshots"): [f"data.path={snapshot_file(tmp_path)}"],
+        ("network", "unet"): ["data=digits"],
+        ("network", "guided_unet"): ["data=digits"],
+        ("process", "reversed_geometric"): ["interpolant=geometric_brownian"],
+        ("source", "log_normal"): ["interpolant=geometric_brownian"],
+        ("loss", "explicit_score_matching"): ["interpolant=geometric_brownian"],
+        ("loss", "implicit_score_matching"): ["interpolant=geometric_brownian"],
     }.get((group, option), [])
     return composed(tmp_path, f"{group}={option}", *extra)[group]
 

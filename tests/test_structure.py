@@ -12,8 +12,9 @@ import genflow
 ROOT = Path(genflow.__file__).parent
 LAYERS = [
     {"tensors", "checks", "version", "seeds", "plot"},
-    {"specs", "plot_flow"},
-    {"checkpoint", "interpolant", "coupling", "time", "network", "source", "transform", "directions"},
+    {"specs", "plot_flow", "plot_images"},
+    {"interpolant"},
+    {"checkpoint", "coupling", "time", "network", "source", "transform", "directions"},
     {"target", "process", "variate"},
     {"solver", "distance", "plot_parameters"},
     {"model", "diagnostics", "flow", "plot_bridge", "plot_light"},
