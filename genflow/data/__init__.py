@@ -6,6 +6,7 @@ from genflow.data.batches import Batches, Passes, all_rows, draw_rows
 from genflow.data.corrupted import Corrupted
 from genflow.data.corruption import Corruption, Downsample, Mask, Noisy
 from genflow.data.digits import Digits
+from genflow.data.idx_images import IdxImages
 from genflow.data.photographs import Photographs
 from genflow.data.series import Series
 from genflow.data.shapes import Shapes, shape
@@ -14,7 +15,7 @@ from genflow.data.simulated_snapshots import SimulatedSnapshots
 from genflow.data.snapshots import Snapshots
 
 __all__ = [
-    "Arrays", "Batch", "Batches", "Corrupted", "Corruption", "Data", "Digits", "Downsample", "Mask",
-    "Noisy", "Passes", "Photographs", "Series", "Shapes", "Simulated", "SimulatedSnapshots",
-    "Snapshots", "Table", "all_rows", "draw_rows", "shape",
+    "Arrays", "Batch", "Batches", "Corrupted", "Corruption", "Data", "Digits", "Downsample",
+    "IdxImages", "Mask", "Noisy", "Passes", "Photographs", "Series", "Shapes", "Simulated",
+    "SimulatedSnapshots", "Snapshots", "Table", "all_rows", "draw_rows", "shape",
 ]  # fmt: skip

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from genflow.checks import between, non_negative
+from genflow.network.condition import Conditional
 from genflow.network.heads import Heads
-from genflow.network.mlp import MLP
 from genflow.tensors import batch_time, expand
 
 Fields = Tensor | dict[str, Tensor]
@@ -62,7 +62,7 @@ class Guided(nn.Module):
             raise ValueError(f"Guided(dropout={dropout!r}): dropout must lie below 1")
         self.network, self.empty, self.dropout, self.scale = network, empty, dropout, scale
         for part in self._parts():
-            if isinstance(part, MLP) and not _fits(part, empty):
+            if isinstance(part, Conditional) and not _fits(part, empty):
                 raise ValueError(f"Guided(empty={empty!r}): {_wanted(part)}")
         self.register_buffer("_empty", None if empty is None else torch.tensor(empty), persistent=False)
         self._takes_only = "only" in inspect.signature(network.forward).parameters
@@ -157,7 +157,7 @@ class Guided(nn.Module):
         return x.new_zeros(len(x), size)
 
 
-def _fits(network: MLP, empty: int | Sequence[float] | None) -> bool:
+def _fits(network: Conditional, empty: int | Sequence[float] | None) -> bool:
     """Whether ``empty`` is a condition of the network."""
     several = isinstance(empty, Sequence)
     if network.classes is None:
@@ -169,7 +169,7 @@ def _fits(network: MLP, empty: int | Sequence[float] | None) -> bool:
     return same and all(type(k) is int and 0 <= k < size for k, size in zip(labels, network.sizes))
 
 
-def _wanted(network: MLP) -> str:
+def _wanted(network: Conditional) -> str:
     if network.classes is not None:
         return (
             f"empty must be a class of the network, which has classes={network.classes}; give it one "
@@ -177,7 +177,7 @@ def _wanted(network: MLP) -> str:
         )
     if network.cond_dim is not None:
         return f"empty must be None or {network.cond_dim} numbers, like the conditions of the network"
-    return "the network has no condition; give MLP classes= or cond_dim="
+    return "the network has no condition; give it classes= or cond_dim="
 
 
 @contextmanager

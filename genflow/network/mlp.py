@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genflow.checks import count
+from genflow.network.condition import Conditional, field_names
 from genflow.network.time import TimeFeatures
 from genflow.tensors import as_shape, batch_time
 
@@ -24,20 +25,7 @@ def _activation(name: str) -> nn.Module:
         ) from error
 
 
-def _names(outputs: Sequence[str]) -> Sequence[str]:
-    """Different names, at least one."""
-    several = isinstance(outputs, Sequence) and not isinstance(outputs, str)
-    if not several or not outputs or not all(isinstance(name, str) for name in outputs):
-        raise ValueError(
-            f"MLP(outputs={outputs!r}): outputs must be a list of names such as ['velocity', 'noise'], "
-            "or None for one field"
-        )
-    if len(set(outputs)) < len(outputs):
-        raise ValueError(f"MLP(outputs={outputs!r}): the names must differ")
-    return outputs
-
-
-class MLP(nn.Module):
+class MLP(Conditional):
     """A residual MLP ``f(t, x, cond) -> (B, *dim)`` for events of any shape, or one for each of several
     fields.
 
@@ -74,28 +62,16 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         count(self, width=width, depth=depth)
-        if cond_dim is not None:
-            count(self, cond_dim=cond_dim)
-        if classes is not None and cond_dim is not None:
-            raise ValueError("MLP: give classes (labels) or cond_dim (vectors), not both")
         self.dim = dim
         self.width, self.depth, self.activation = width, depth, activation
         self.residual, self.frequencies = residual, frequencies
-        self.classes, self.cond_dim, self.outputs = classes, cond_dim, outputs
-        fields = 1 if outputs is None else len(_names(outputs))
+        self.outputs = outputs
+        fields = 1 if outputs is None else len(field_names(self, outputs))
 
         self.shape = as_shape(dim)
         size = math.prod(self.shape)
         self.time = TimeFeatures(frequencies)
-        self.label = None
-        if classes is not None:
-            several = isinstance(classes, Sequence) and not isinstance(classes, str)
-            self.sizes = tuple(classes) if several else (classes,)
-            for labels in self.sizes or (0,):
-                count(self, classes=labels)
-            first = torch.tensor((0, *self.sizes[:-1])).cumsum(0)
-            self.register_buffer("first_label", first, persistent=False)
-            self.label = nn.Embedding(sum(self.sizes), width)
+        self._take(classes, cond_dim, width)
         extra = width if classes is not None else (cond_dim or 0)
         self.first = nn.Linear(size + self.time.size + extra, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
@@ -119,41 +95,3 @@ class MLP(nn.Module):
             return out.reshape(x.shape)
         fields = out.chunk(len(self.outputs), 1)
         return {name: field.reshape(x.shape) for name, field in zip(self.outputs, fields)}
-
-    def _condition(self, cond: Tensor | None, x: Tensor) -> list[Tensor]:
-        conditional = self.classes is not None or self.cond_dim is not None
-        if conditional != (cond is not None):
-            raise ValueError(
-                "MLP was built with a condition: pass cond" if conditional
-                else "MLP got cond but was built without: give classes= or cond_dim="
-            )  # fmt: skip
-        if cond is None:
-            return []
-        if self.label is not None:
-            return [self._embed(cond, len(x))]
-        if cond.shape != (len(x), self.cond_dim):
-            raise ValueError(
-                f"MLP(cond_dim={self.cond_dim}): cond must have shape "
-                f"({len(x)}, {self.cond_dim}), got {tuple(cond.shape)}"
-            )
-        return [cond.to(x.dtype)]
-
-    def _embed(self, cond: Tensor, n: int) -> Tensor:
-        """The sum of the embeddings of all labels, ``(n, width)``."""
-        shape = (n,) if isinstance(self.classes, int) else (n, len(self.sizes))
-        if cond.is_floating_point() or cond.shape != shape:
-            raise ValueError(
-                f"MLP(classes={self.classes}): cond must be integers of shape "
-                f"{str(shape).replace(' ', '')}, got {cond.dtype} {tuple(cond.shape)}"
-            )
-        if cond.device.type == "cpu":  # elsewhere the look would wait for the device
-            for k, size in enumerate(self.sizes):
-                labels = cond if cond.ndim == 1 else cond[:, k]
-                if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < size:
-                    raise ValueError(
-                        f"MLP(classes={self.classes}): labels must lie in 0..{size - 1}, got "
-                        f"{int(labels.min())}..{int(labels.max())}"
-                    )
-        if isinstance(self.classes, int):
-            return self.label(cond)
-        return self.label(cond + self.first_label).sum(1)

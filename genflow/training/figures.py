@@ -128,7 +128,7 @@ class Figures(L.Callback):
         generator = stream(pl_module.seed, "figure", device=pl_module.device)
         n = min(len(x) for x in batch.xs)
         x0, cond = batch.xs[0][:n], None if batch.cond is None else batch.cond[:n]
-        if hasattr(getattr(model, "source", None), "match"):  # fitted to the data: not that of the batch
+        if hasattr(getattr(model, "source", None), "match"):  # fitted to the data, unlike the batch's
             x0 = model.source.sample(n, generator)
         samples, path = self._samples(model, x0, cond, generator)
         model.train(training)
