@@ -72,11 +72,15 @@ def _describe_module(part: nn.Module) -> dict[str, Any]:
     if type(part).__init__ is nn.Module.__init__:  # takes no arguments, whatever its signature says
         return out
     from_torch = type(part).__module__.startswith("torch.")
+    kept = getattr(part, "config", None)  # where diffusers keeps arguments; it warns of other ways
+    kept = kept if isinstance(kept, Mapping) else {}
     for name, parameter in inspect.signature(type(part).__init__).parameters.items():
         if name == "self" or (from_torch and name in ("device", "dtype")):
             continue
         if parameter.kind is parameter.VAR_POSITIONAL:
             out["_args_"] = [spec(child) for child in part.children()]
+        elif name in kept:
+            out[name] = spec(kept[name])
         elif not hasattr(part, name):
             raise TypeError(
                 f"genflow.spec: {type(part).__name__} does not keep its argument '{name}' as an "

@@ -75,7 +75,7 @@ from genflow.loss import (
     Sum,
 )
 from genflow.model import Generator, Particles, PushForward, Tilt
-from genflow.network import MLP, Fitted, GaussianProcess, Guided, Heads, TimeFeatures
+from genflow.network import MLP, Adapter, Fitted, GaussianProcess, Guided, Heads, TimeFeatures, UNet
 from genflow.process import (
     SDE,
     Chart,
@@ -149,6 +149,7 @@ PARTS = [
     LogNormalMixture([[0.0, 1.0], [2.0, 3.0]], [0.5, 1.0], [1, 3]), Positive("floor", 0.1, -1.0, 2.0),
     ReversedGeometric(MLP(2, 8), GEOMETRIC, 2, "hyvarinen", "raw", False, "gamma", 0.01),
     GeometricLangevin(Gaussian(2), 3.0), MirrorLangevin(LogNormalMixture([[0.0]]), 4.0),
+    UNet([1, 4, 4], 8, [1, 2], attention=[False, True]), Adapter(MLP(2, 8), "tx", (1, 0)),
     DaleLangevin(7, "exact"), AmbientEuler(8), ImplicitScoreMatching(GEOMETRIC, Uniform(0.1), False, 3),
     ExplicitScoreMatching(GEOMETRIC, law=LogNormalMixture([[0.0, 1.0]])),
     Box([0.0, 1.0], [2.0, 3.0]),

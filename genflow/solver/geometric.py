@@ -37,10 +37,12 @@ class DaleLangevin(Stepper):
     Args:
         steps: number of equal steps where no grid is given.
         increments: ``"left"`` is the above; ``"exact"`` takes those of the law,
-            :math:`-\Delta M + \Delta V(1 + h) + \sqrt{\Delta V}\xi`, for a volatility that varies
-            within a step; ``"ancestral"`` those of the motion pinned to the denoised data (Ho et al.
-            2020), with noise :math:`\Delta V\,V_{t+\delta}/V_t`, best for few steps. At ``epsilon`` 0
-            these are the ODE's (ancestral: the deterministic steps of Song et al. 2021, "DDIM").
+            :math:`-\Delta M + \Delta V(1 + h) + \sqrt{\Delta V}\xi`; ``"ancestral"`` those of the motion
+            pinned to the denoised data (Ho et al. 2020), with noise :math:`\Delta V\,V_{t+\delta}/V_t`,
+            whose last step is the denoising itself: what is left of the noise then does not show in
+            images, but on data with spread in every direction its error falls more slowly. At
+            ``epsilon`` 0 these are the ODE's (ancestral: the deterministic steps of Song et al. 2021,
+            "DDIM", good for few steps).
 
     Raises:
         ValueError: when run, for a process that is not on positive numbers; exact and ancestral

@@ -27,7 +27,7 @@ from genflow.training.heldout import HeldOut, heldout_distances
 from genflow.training.module import Training
 from genflow.training.table import table
 
-COORDINATES = 20_000
+COORDINATES = 10_000
 """Samples whose coordinates are compared with known laws one by one."""
 LIKELIHOODS = 500
 """Test rows whose density is computed."""
@@ -49,7 +49,8 @@ class Report(L.Callback):
     - ``kl_tilt_x0``, ``kl_tilt_x1``, ``tv_tilt_x0``, ..., ``class_shift_x0``: how the coupling bends
       the laws (:class:`~genflow.diagnostics.TiltReport`), and ``note``, a sentence where it does;
     - ``class_accuracy`` of conditional samples by a classifier trained on the training data, and its
-      ceiling ``class_accuracy_real`` on test data, where conditions are one label;
+      ceiling ``class_accuracy_real`` on test data, where conditions are one label (those of
+      ``ImageQuality`` take their place where it runs);
     - ``log_prob``, the mean over test data in nats, where the model has one (up to 16 dimensions);
     - ``field_velocity_rms``, ``field_velocity_relative``, ...: the true error of the learned fields,
       and ``kl_bound`` at its best ``kl_bound_epsilon``, where the laws of the data are known mixtures
