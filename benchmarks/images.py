@@ -7,9 +7,9 @@ Train them first, then give their folders:
 
 Every model draws the same number of images of every class, each with the solvers that its process can
 take, all with the same number of evaluations of one network. Distances are those in the features of a
-classifier that is trained here (once; later runs read it from the cache), beside what training images get
-in place of samples; ``guidance`` above 1 doubles the cost of an evaluation. Prints a table in Markdown and
-draws the first images of every row of it into one figure.
+classifier that is trained here (once; later runs read it from the cache), beside what training images
+get in place of samples; ``guidance`` above 1 doubles the cost of an evaluation. Prints a table in
+Markdown and draws the first images of every row of it into one figure.
 """
 
 from __future__ import annotations

@@ -37,9 +37,9 @@ class DaleLangevin(Stepper):
     Args:
         steps: number of equal steps where no grid is given.
         increments: ``"left"`` is the above; ``"exact"`` takes those of the law,
-            :math:`-\Delta M + \Delta V(1 + h) + \sqrt{\Delta V}\xi`; ``"ancestral"`` those of the motion
-            pinned to the denoised data (Ho et al. 2020), with noise :math:`\Delta V\,V_{t+\delta}/V_t`,
-            whose last step is the denoising itself: what is left of the noise then does not show in
+            :math:`-\Delta M + \Delta V(1 + h) + \sqrt{\Delta V}\xi`; ``"ancestral"`` those of the
+            motion pinned to the denoised data (Ho et al. 2020), whose noise is less by the factor
+            :math:`V_{t+\delta}/V_t` and whose last step is the denoising itself: no noise is left in
             images, but on data with spread in every direction its error falls more slowly. At
             ``epsilon`` 0 these are the ODE's (ancestral: the deterministic steps of Song et al. 2021,
             "DDIM", good for few steps).

@@ -42,6 +42,17 @@ def as_batch(batch: Any) -> Batch:
     )
 
 
+def _network(model: Model) -> torch.nn.Module:
+    """The network inside a model's learner."""
+    learner = model.learner
+    for name in ("network", "fields", "field"):
+        if isinstance(getattr(learner, name, None), torch.nn.Module):
+            return getattr(learner, name)
+    raise ValueError(
+        f"Training(compile=True): {type(learner).__name__} has no network to compile; use compile=false"
+    )
+
+
 class Training(L.LightningModule):
     """Fits the learner of a model with a loss.
 
@@ -58,6 +69,11 @@ class Training(L.LightningModule):
         metrics: distances between samples and data, computed at validation.
         metric_size: samples they are computed on.
         seed: of every stream of draws.
+        compile: run the network through ``torch.compile``, in place, so that checkpoints keep their
+            keys; the first steps then take a minute. After training it is as it was.
+
+    Raises:
+        ValueError: for ``compile`` with a learner that has no network.
     """
 
     def __init__(
@@ -69,6 +85,7 @@ class Training(L.LightningModule):
         metrics: Mapping[str, Distance] | None = None,
         metric_size: int = 1000,
         seed: int = 0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.loss = model, loss
@@ -77,6 +94,9 @@ class Training(L.LightningModule):
         self.batches_seen, self.started, self.last_loss = 0, False, math.nan
         self.mean_loss = MeanMetric()
         self.automatic_optimization = optimizer is not None
+        self.compiled = compile
+        if compile:
+            _network(model).compile()
         self._loss_before = spec(loss)
         self._draw: torch.Generator | None = None
         self._tilt: tuple[Any, TiltReport | None] | None = None
@@ -278,6 +298,10 @@ class Training(L.LightningModule):
         if "loss" in checkpoint:
             fill(self.loss, self._loss_before, checkpoint["loss"])
             self._follow()
+
+    def on_train_end(self) -> None:
+        if self.compiled:  # a divergence goes through one graph many times, which compiled code refuses
+            _network(self.model)._compiled_call_impl = None
 
     def on_train_start(self) -> None:
         self.started = self.batches_seen > 0  # the first batch still tells what does not fit
