@@ -29,7 +29,8 @@ def save(model: nn.Module, path: str | os.PathLike) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"spec": spec(model), "state_dict": model.state_dict(), "genflow": __version__}
-    partial = path.with_name(path.name + ".partial")  # a killed save must not leave half a file
+    # a killed save must not leave half a file, nor two processes write into one
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     torch.save(content, partial)
     os.replace(partial, path)
 

@@ -12,6 +12,8 @@ from torch import Tensor
 COLOURS = {"source": "#4c72b0", "data": "#444444", "samples": "#c44e52", "path": "#9aa5b1"}
 MOST_POINTS = 2000
 MOST_PATHS = 150
+DECADES = 2.5
+"""Positive points that span more are drawn on logarithmic axes."""
 
 
 def curve(steps: list[int], losses: list[float], evaluations: dict[str, list[tuple]]) -> Any:
@@ -54,7 +56,9 @@ def flow(
 
     Args:
         source, data, samples: ``(n, *d)``; planes are drawn as points, images as mosaics, other
-            events by the two leading principal directions of the data.
+            events by the two leading principal directions of the data. Points of a plane that are all
+            positive and span decades have logarithmic axes, with windows of their own for data and
+            samples.
         trajectory: ``(S+1, n, *d)`` from source to samples.
         title: above the figure.
         labels: classes of data and of samples (those of the source and of the trajectories are the
@@ -184,7 +188,11 @@ def _points(
     project, label = _plane(data)
     named = {"source": project(source), "data": project(data), "samples": project(samples)}
     figure, axes = _figure(3 if trajectory is None else 4, 3.9, title)
-    _frame(axes, list(named.values()))
+    if data[0].numel() == 2 and _spans_decades(list(named.values())):
+        _frame_logs(axes[[0, *range(3, len(axes))]], list(named.values()))
+        _frame_logs(axes[1:3], [named["data"], named["samples"]])
+    else:
+        _frame(axes, list(named.values()))
     hues = dict(COLOURS)
     if labels is not None:
         hues |= {"data": _hues(labels[0]), "samples": _hues(labels[1]), "source": _hues(labels[1])}
@@ -221,6 +229,33 @@ def _frame(axes: Any, clouds: list[Tensor]) -> None:
     for axis in axes:
         axis.set(xlim=(low[0] - pad[0], high[0] + pad[0]), ylim=(low[1] - pad[1], high[1] + pad[1]))
         axis.set_aspect("equal")
+
+
+def _spans_decades(clouds: list[Tensor]) -> bool:
+    everything = torch.cat([v[:MOST_POINTS] for v in clouds])
+    if not bool((everything > 0).all()):
+        return False
+    low, high = everything.log10().quantile(0.001, 0), everything.log10().quantile(0.999, 0)
+    return bool((high - low > DECADES).all())
+
+
+def _frame_logs(axes: Any, clouds: list[Tensor]) -> None:
+    """As :func:`_frame`, a square window on logarithmic axes."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    logs = torch.cat([v[:MOST_POINTS] for v in clouds]).clamp_min(torch.finfo(torch.float32).tiny)
+    low, high = logs.log10().quantile(0.001, 0), logs.log10().quantile(0.999, 0)
+    half = 0.55 * float((high - low).max())
+    (left, right), (bottom, top) = (
+        (10 ** (centre - half), 10 ** (centre + half)) for centre in ((low + high) / 2).tolist()
+    )
+    for axis in axes:
+        axis.set(xscale="log", yscale="log", box_aspect=1)
+        axis.set(xlim=(left, right), ylim=(bottom, top))
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(LogLocator(subs=(1.0,) if half > 1 else (1.0, 2.0, 5.0)))
+            side.set_major_formatter("{x:g}")
+            side.set_minor_formatter(NullFormatter())
 
 
 def _plane(data: Tensor) -> tuple[Any, str]:

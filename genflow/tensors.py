@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -133,30 +134,39 @@ def check_marginals(where: str, *xs: Tensor) -> None:
             raise TypeError(f"{where}: x{k} is {x.dtype} but x0 is {xs[0].dtype}; cast one of them")
 
 
-def check_positive(where: str, x: Tensor) -> None:
-    """Refuse numbers that are not positive, and name the transform that would make them so.
+def check_positive(where: str, x: Tensor, wait: bool = False, remedy: str | None = None) -> None:
+    """Refuse numbers that are not positive and finite, and name the transform that would fit.
 
-    Looked at on the CPU alone: elsewhere it would wait.
+    Args:
+        where: who refuses.
+        x: ``(n, *d)``.
+        wait: look at them on other devices than the CPU too.
+        remedy: what to do, in place of the transform.
 
     Raises:
         ValueError: with the column and what it holds.
     """
-    if x.device.type != "cpu" or not x.numel() or torch.compiler.is_compiling():
+    if (x.device.type != "cpu" and not wait) or not x.numel() or torch.compiler.is_compiling():
         return
     try:
-        least = float(x.detach().min())
+        least, whole = map(float, torch.aminmax(x.detach()))
     except RuntimeError:  # under vmap no number can be read
         return
-    if least > 0:
+    if 0 < least and whole < math.inf:  # not where one is NaN
         return
     flat = x.detach().flatten(1)
+    if not bool(flat.isfinite().all()):
+        column = int((~flat.isfinite()).any(0).int().argmax())
+        raise ValueError(f"{where} must be positive, but column {column} holds NaN or infinity")
     column = int(flat.amin(0).argmin())
     low, high = (float(v) for v in torch.aminmax(flat[:, column]))
-    whole = float(flat.max())
     what = "takes both signs" if low < 0 < high else "holds zeros" if low == 0 else "is not positive"
     fit = "transform.form=floor" if least == 0 else "transform.form=one_plus"
+    whole = whole if whole > least else least + 1
+    remedy = remedy or (
+        f"use transform=positive {fit} transform.low={least:.4g} transform.high={whole:.4g}, which "
+        "maps that range into the positive numbers"
+    )
     raise ValueError(
-        f"{where} must be positive, but column {column} {what} ({low:.4g} to {high:.4g}): use "
-        f"transform=positive {fit} transform.low={least:.4g} transform.high={whole:.4g}, which maps "
-        f"that range into the positive numbers"
+        f"{where} must be positive, but column {column} {what} ({low:.4g} to {high:.4g}): {remedy}"
     )

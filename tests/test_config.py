@@ -68,7 +68,7 @@ def image_files(folder):
             (f"{stem}-labels-idx1-ubyte", labels),
         ):
             head = np.array([0x800 + values.ndim, *values.shape], dtype=">i4").tobytes()
-            (folder / f"{stem}-{name}-ubyte").write_bytes(head + values.tobytes())
+            (folder / name).write_bytes(head + values.tobytes())
 
 
 def mirrored(resolved) -> int:

@@ -21,6 +21,8 @@ from genflow.interpolant.volatility import GeometricVolatility, Volatility, chec
 from genflow.tensors import check_positive, expand, path_time, randn_like
 
 DRIFTS = ("median", "martingale")
+WIDEST = 6
+"""Standard deviations of noise that must stay within what a dtype holds."""
 
 
 class Law(NamedTuple):
@@ -52,7 +54,8 @@ class GeometricSample(PathSample):
 
     @property
     def reflected(self) -> GeometricSample:
-        return replace(self, x=self.x * torch.exp(-2 * self.gamma * self.noise), noise=-self.noise)
+        turn = torch.exp(-2 * self.gamma * self.noise)  # the rate is proportional to the place
+        return replace(self, x=self.x * turn, rate=self.rate * turn, noise=-self.noise)
 
 
 def width_rate(gamma: Tensor, gamma_dgamma: Tensor) -> Tensor:
@@ -132,6 +135,16 @@ class GeometricBrownian(Interpolant):
         return GeometricSample(t, x, (x1, x1), rate, noise, gamma, width_rate(gamma, product), product)
 
     def prepare(self, *xs: Tensor, cond: object = None) -> GeometricBrownian:
-        """Refuse data that are not positive."""
-        check_positive("GeometricBrownian: x1", xs[-1])
+        """Refuse data that are not positive, and noise that takes them past what their dtype holds."""
+        check_positive("GeometricBrownian: x1", xs[-1], wait=True)
+        law = self.law(torch.zeros((), dtype=torch.float64))
+        width, limits = WIDEST * float(law.variance) ** 0.5, torch.finfo(xs[-1].dtype)
+        low, high = (float(v.double().log() + law.mean) for v in torch.aminmax(xs[-1]))
+        if low - width < math.log(limits.tiny) or high + width > math.log(limits.max):
+            raise ValueError(
+                f"{self}: the noise takes logarithms of data from {low - width:.3g} to "
+                f"{high + width:.3g}, but {str(xs[-1].dtype)[6:]} holds {math.log(limits.tiny):.3g} to "
+                f"{math.log(limits.max):.3g}: lower volatility.sigma_max, to about five standard "
+                "deviations of log-data, or compute in float64"
+            )
         return self

@@ -17,6 +17,7 @@ from genflow.checks import count
 from genflow.interpolant.geometric import GeometricBrownian, GeometricSample
 from genflow.loss.base import Learner, Loss
 from genflow.loss.learners import check_learner
+from genflow.process import Process, ReversedGeometric
 from genflow.process.density import divergence, rademacher
 from genflow.source.log_normal import LogNormalMixture
 from genflow.tensors import check_marginals, mean_event
@@ -38,6 +39,11 @@ class _HyvarinenMatching(Loss):
                 )
 
     def check(self, learner: Learner) -> None:
+        if isinstance(learner, Process) and not isinstance(learner, ReversedGeometric):
+            raise ValueError(
+                f"{type(self).__name__} teaches a Hyvarinen score, by which a "
+                f"{type(learner).__name__} is not sampled: use process=reversed_geometric"
+            )
         check_learner(learner, self.interpolant, None)
 
     def prepare(self, *xs: Tensor, cond: Tensor | None = None) -> Loss:

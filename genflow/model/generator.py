@@ -9,6 +9,8 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
+from genflow.interpolant import GeometricBrownian
+from genflow.interpolant.base import same_path
 from genflow.model.base import evaluating
 from genflow.model.likelihood import Likelihood
 from genflow.model.rows import align, around, batches, check_event
@@ -43,6 +45,12 @@ class Generator(Likelihood):
         tilt: Tilt | None = None,
     ) -> None:
         super().__init__()
+        ends = [getattr(p, "interpolant", None) for p in (source, process)]
+        if all(isinstance(path, GeometricBrownian) for path in ends) and not same_path(*ends):
+            raise ValueError(
+                f"Generator: the source is where {ends[0]} ends, but the process reverses {ends[1]}; "
+                "give both the same interpolant"
+            )
         self.source, self.process = source, process
         self.solver, self.transform, self.tilt = solver, transform, tilt
 

@@ -58,8 +58,9 @@ class Options:
                 "epsilon out, or train a StochasticInterpolant"
             )
         if process.stochastic:
+            known = f"(sigma={process.sigma})" if hasattr(process, "sigma") else ""
             raise NotImplementedError(
-                f"log_prob: {type(process).__name__}(sigma={getattr(process, 'sigma', '?')}) has noise "
+                f"log_prob: {type(process).__name__}{known} has noise "
                 "but knows no score, so its density is not known; train an ODE (sigma=0) or a "
                 "StochasticInterpolant"
             )

@@ -116,7 +116,7 @@ class ReversedGeometric(PositiveProcess):
     @torch.no_grad()
     def prepare(self, *xs: Tensor) -> ReversedGeometric:
         """Measure mean and variance of log-data, in place."""
-        check_positive("ReversedGeometric: x1", xs[-1])
+        check_positive("ReversedGeometric: x1", xs[-1], wait=True)
         y = xs[-1].double().log()
         if self.dim is not None and y.shape[1:] != self.mean.shape:
             raise ValueError(
@@ -175,7 +175,14 @@ class ReversedGeometric(PositiveProcess):
         return noise if self.predicts == "noise" else -1 - noise / width
 
     def _ask(self, t: Tensor, x: Tensor, cond: Tensor | None) -> Tensor:
-        return self.field(t, x) if cond is None else self.field(t, x, cond)
+        found = self.field(t, x) if cond is None else self.field(t, x, cond)
+        if not isinstance(found, Tensor):
+            raise ValueError(
+                f"ReversedGeometric needs one field, but {type(self.field).__name__} returned "
+                f"{sorted(found) if isinstance(found, dict) else type(found).__name__}: use a network "
+                "with outputs=null"
+            )
+        return found
 
     def _law(self, t: Tensor, x: Tensor) -> Law:
         return Law(*(expand(v, x) for v in self.interpolant.law(t)))

@@ -48,7 +48,8 @@ class PositiveProcess(Process):
         return Chart(Logarithm(self), self._log, torch.exp, lambda x: -sum_event(x.log()))
 
     def _log(self, x: Tensor) -> Tensor:
-        check_positive(f"{type(self).__name__}: the start", x)
+        remedy = "start from source=log_normal, and take data through transform=positive"
+        check_positive(f"{type(self).__name__}: states", x, remedy=remedy)
         return x.log()
 
 

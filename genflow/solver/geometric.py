@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genflow.checks import count, one_of
 from genflow.process import Process, ReversedGeometric
+from genflow.process.density import Density
 from genflow.process.positive import Logarithm, PositiveProcess
 from genflow.solver.base import Field, Solution, Stepper
 from genflow.tensors import randn_like
@@ -20,6 +21,10 @@ INCREMENTS = ("left", "exact", "ancestral")
 def _motion(solver: object, process: object) -> PositiveProcess:
     """The process on positive numbers behind what a solver is given."""
     motion = process.process if isinstance(process, Logarithm) else process
+    if isinstance(motion, Density):
+        raise ValueError(
+            f"{solver} carries no density: for log_prob use RungeKutta(), Heun() or Adaptive()"
+        )
     if not isinstance(motion, PositiveProcess):
         raise ValueError(
             f"{type(solver).__name__} runs processes on positive numbers, such as ReversedGeometric; "
@@ -57,10 +62,9 @@ class DaleLangevin(Stepper):
         one_of(self, INCREMENTS, increments=self.increments)
 
     def grid(self, process: Process, times=None, reverse: bool = False) -> Tensor:
-        motion = _motion(self, getattr(process, "process", process))
-        if self.increments != "left" and not (
-            isinstance(motion, ReversedGeometric) and motion.epsilon in (None, 0)
-        ):
+        left = self.increments == "left"  # which is Euler's step, of a density too
+        motion = _motion(self, getattr(process, "process", process) if left else process)
+        if not left and not (isinstance(motion, ReversedGeometric) and motion.epsilon in (None, 0)):
             raise ValueError(
                 f"DaleLangevin(increments={self.increments!r}) knows those of a ReversedGeometric with "
                 "epsilon None or 0; use increments='left'"

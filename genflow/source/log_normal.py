@@ -49,7 +49,7 @@ class LogNormal(Source):
         Raises:
             ValueError: for data that are not positive, or of another event shape.
         """
-        check_positive("LogNormal: the data", x1)
+        check_positive("LogNormal: the data", x1, wait=True)
         if x1.shape[1:] != self.shape:
             raise ValueError(
                 f"LogNormal(dim={self.dim}) got data of event shape {tuple(x1.shape[1:])}; set dim to "

@@ -10,9 +10,11 @@ import torch
 from genflow.checks import count
 from genflow.data import Batch, Batches, Data, Passes, Table, draw_rows
 from genflow.data.base import FromLast, Marginal
+from genflow.interpolant import GeometricBrownian
+from genflow.interpolant.base import same_path
 from genflow.loss import Loss, Projection
 from genflow.model import Model
-from genflow.source import Empirical
+from genflow.source import Empirical, LogNormal
 from genflow.specs import spec
 from genflow.training.module import Training
 
@@ -71,6 +73,7 @@ class DataModule(L.LightningDataModule):
         if isinstance(training, Training):
             start = self.data.marginals("train")[0]
             check_start(start, training.model)
+            check_prior(training.model, training.loss)
             check_pairs(start, training.loss)
             self._tell(training)
             # a part that fits whole snapshots gets them as they are; any other a pilot of rows
@@ -174,6 +177,22 @@ def check_start(start: Marginal, model: Model) -> None:
         raise ValueError(
             f"x0 of the data is {spec(start)} but the model starts from {spec(source)}; they must be "
             "the same source"
+        )
+
+
+def check_prior(model: Model, loss: Loss) -> None:
+    """Refuse a start that is not where the noise of a geometric Brownian motion ends.
+
+    Raises:
+        ValueError: for another source than a ``LogNormal`` of the same motion.
+    """
+    path, source = getattr(loss, "interpolant", None), getattr(model, "source", None)
+    if source is None or not isinstance(path, GeometricBrownian):
+        return
+    if not (isinstance(source, LogNormal) and same_path(source.interpolant, path)):
+        raise ValueError(
+            f"the model starts from {type(source).__name__}, but the noise of {path} ends in a law of "
+            "the data's own moments: set source=log_normal, of the same interpolant"
         )
 
 

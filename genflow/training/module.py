@@ -16,7 +16,7 @@ from genflow.data import Batch
 from genflow.diagnostics import TiltReport
 from genflow.distance import Distance
 from genflow.distance.base import measure
-from genflow.loss import Loss, Projection
+from genflow.loss import ImplicitScoreMatching, Loss, Projection
 from genflow.model import Model
 from genflow.oracle import FieldError, oracle_of
 from genflow.seeds import stream, stream_seed
@@ -73,7 +73,8 @@ class Training(L.LightningModule):
             keys; the first steps then take a minute. After training it is as it was.
 
     Raises:
-        ValueError: for ``compile`` with a learner that has no network.
+        ValueError: for ``compile`` with a learner that has no network, or a loss that takes its
+            derivatives.
     """
 
     def __init__(
@@ -96,6 +97,11 @@ class Training(L.LightningModule):
         self.automatic_optimization = optimizer is not None
         self.compiled = compile
         if compile:
+            if isinstance(loss, ImplicitScoreMatching):
+                raise ValueError(
+                    "Training(compile=True): ImplicitScoreMatching differentiates the network twice, "
+                    "which compiled code refuses; use compile=false"
+                )
             _network(model).compile()
         self._loss_before = spec(loss)
         self._draw: torch.Generator | None = None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from genflow.checks import count
 from genflow.data import Batch
+from genflow.data.base import WithLabels
 from genflow.diagnostics import class_accuracy, energy_excess, path_report
 from genflow.distance import BuresWasserstein, Wasserstein
 from genflow.model.likelihood import EXACT, Likelihood
@@ -270,11 +271,13 @@ def _coordinates(training: Training, data: Any) -> dict[str, Any]:
     if not _follows(model) or model.process.chart() is None:
         return {}
     law = data.data.marginals("test")[-1] if hasattr(data, "data") else None
-    law = getattr(law, "source", law)
+    labelled, law = isinstance(law, WithLabels), getattr(law, "source", law)
     if not hasattr(law, "cdf"):
         return {}
-    draw = stream(training.seed, "coordinates", device=training.device)
-    solution = model.solve(COORDINATES, generator=draw)
+    draw, cond = stream(training.seed, "coordinates", device=training.device), None
+    if labelled:  # in the shares of the law
+        cond = law.sample_labelled(COORDINATES, stream(training.seed, "coordinates", "labels"))[1]
+    solution = model.solve(COORDINATES, cond=cond, generator=draw)
     x = solution.x
     share = law.cdf(x.flatten(1)).sort(0).values
     above = torch.arange(1, len(x) + 1, device=x.device)[:, None] / len(x)

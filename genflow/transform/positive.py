@@ -53,7 +53,9 @@ class Positive(Transform):
 
     def prepare(self, x: Tensor) -> Positive:
         if self.form == "identity":
-            check_positive("Positive(form='identity'): data", x)
+            check_positive("Positive(form='identity'): data", x, wait=True)
+        elif not bool(x.isfinite().all()):
+            raise ValueError(f"Positive(form={self.form!r}): data hold NaN or infinity")
         elif float(x.min()) * self._scale + self._shift <= 0:
             raise ValueError(
                 f"Positive(form={self.form!r}, low={self.low:g}, high={self.high:g}) takes data above "
