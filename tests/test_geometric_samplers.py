@@ -33,6 +33,7 @@ from genflow.solver import (
     StochasticHeun,
 )
 from genflow.source import LogNormal, LogNormalMixture
+from genflow.tensors import expand
 
 INCREMENTS = ("left", "exact", "ancestral")
 REST = Mixture([[-0.3], [0.5]], [[0.5], [0.6]], [0.5, 0.5])
@@ -44,8 +45,9 @@ class Off(ReversedGeometric):
 
     off = 0.0
 
-    def log_drift(self, t, y, cond=None):
-        return super().log_drift(t, y, cond) + self.off * self._law(t, y).squared
+    def log_drift(self, t, y, cond=None, at=None):
+        squared = self.interpolant.law(expand(t, y)).squared
+        return super().log_drift(t, y, cond, at) + self.off * squared
 
 
 def recover(solver, law=LINE, name=("constant", "median"), n=5000, epsilon=None, off=None, **options):
@@ -114,8 +116,8 @@ def test_any_epsilon_keeps_the_law(epsilon):
 class Uncompensated(ReversedGeometric):
     """Noise without the score that makes up for it."""
 
-    def log_drift(self, t, y, cond=None):
-        law = self._law(t, y)
+    def log_drift(self, t, y, cond=None, at=None):
+        law = self.interpolant.law(expand(t, y))
         return law.squared / 2 - law.mu + law.squared / 2 * self.log_score(t, y, cond)
 
 

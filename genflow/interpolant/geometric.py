@@ -8,7 +8,7 @@ that :math:`\log X_s | X_0 \sim N(\log X_0 + M(s), V(s))` with :math:`M = \int \
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import NamedTuple
 
@@ -35,13 +35,42 @@ class Law(NamedTuple):
     squared: Tensor
 
 
-@dataclass(frozen=True)
 class GeometricSample(PathSample):
-    """A draw of positive numbers; ``gamma`` is the width of their logarithms."""
+    """A draw of positive numbers; ``gamma`` is the width of their logarithms. Rates are formed when
+    asked for: learning the noise needs none."""
+
+    def __init__(
+        self,
+        t: Tensor,
+        x: Tensor,
+        xs: tuple[Tensor, ...],
+        noise: Tensor,
+        gamma: Tensor,
+        interpolant: GeometricBrownian,
+    ) -> None:
+        given = {"t": t, "x": x, "xs": xs, "noise": noise, "gamma": gamma, "interpolant": interpolant}
+        self.__dict__.update(given)
+
+    @property
+    def _law(self) -> Law:
+        return self.interpolant.law(expand(self.t, self.x))
+
+    @property
+    def rate(self) -> Tensor:
+        law = self._law
+        return self.x * (law.squared / 2 - law.mu)
+
+    @property
+    def gamma_dgamma(self) -> Tensor:
+        return -self._law.squared / 2
+
+    @property
+    def dgamma(self) -> Tensor:
+        return self.gamma_dgamma / width_floor(self.gamma)
 
     @property
     def velocity(self) -> Tensor:
-        return self.rate + width_rate(self.gamma, self.gamma_dgamma) * self.noise * self.x
+        return self.rate + self.dgamma * self.noise * self.x
 
     @property
     def hyvarinen(self) -> Tensor:
@@ -54,12 +83,8 @@ class GeometricSample(PathSample):
 
     @property
     def reflected(self) -> GeometricSample:
-        turn = torch.exp(-2 * self.gamma * self.noise)  # the rate is proportional to the place
-        return replace(self, x=self.x * turn, rate=self.rate * turn, noise=-self.noise)
-
-
-def width_rate(gamma: Tensor, gamma_dgamma: Tensor) -> Tensor:
-    return gamma_dgamma / width_floor(gamma)
+        x = self.x * torch.exp(-2 * self.gamma * self.noise)
+        return GeometricSample(self.t, x, self.xs, -self.noise, self.gamma, self.interpolant)
 
 
 @dataclass(frozen=True)
@@ -101,15 +126,27 @@ class GeometricBrownian(Interpolant):
 
     def law(self, t: Tensor) -> Law:
         """The law of log-data at times ``t`` of any shape, noise at 0 and data at 1."""
-        s = 1 - t
-        variance, squared = self.volatility.variance(s), self.volatility.squared(s)
+        s, squared = 1 - t, self.volatility.squared(1 - t)
         if self.drift == "median":
-            return Law(torch.zeros_like(s), variance, squared / 2, squared)
+            mu = squared / 2
+        elif self.drift == "martingale":
+            mu = torch.zeros_like(s)
+        else:
+            number = isinstance(self.drift, Real)
+            mu = torch.full_like(s, self.drift) if number else self.drift.rate(s)
+        mean, variance = self.gained(t)
+        return Law(mean + torch.zeros_like(s), variance, mu, squared)
+
+    def gained(self, t: Tensor) -> tuple[Tensor | float, Tensor]:
+        """Mean and variance of :meth:`law` alone."""
+        s = 1 - t
+        variance = self.volatility.variance(s)
+        if self.drift == "median":
+            return 0.0, variance
         if self.drift == "martingale":
-            return Law(-variance / 2, variance, torch.zeros_like(s), squared)
-        if isinstance(self.drift, Real):
-            return Law(self.drift * s - variance / 2, variance, torch.full_like(s, self.drift), squared)
-        return Law(self.drift.integral(s) - variance / 2, variance, self.drift.rate(s), squared)
+            return -variance / 2, variance
+        gain = self.drift * s if isinstance(self.drift, Real) else self.drift.integral(s)
+        return gain - variance / 2, variance
 
     def sample(
         self,
@@ -126,13 +163,11 @@ class GeometricBrownian(Interpolant):
         x1 = xs[1]
         check_positive("GeometricBrownian: x1", x1)
         t = path_time(t, x1)
-        law = Law(*(expand(v, x1) for v in self.law(t)))
+        mean, variance = self.gained(expand(t, x1))
         noise = randn_like(x1, generator) if noise is None else noise
-        gamma = law.variance.clamp_min(0).sqrt()
-        x = x1 * torch.exp(torch.addcmul(law.mean, gamma, noise))
-        product = -law.squared / 2
-        rate = x * (law.squared / 2 - law.mu)
-        return GeometricSample(t, x, (x1, x1), rate, noise, gamma, width_rate(gamma, product), product)
+        gamma = variance.clamp_min(0).sqrt()
+        x = x1 * torch.exp(gamma * noise + mean)
+        return GeometricSample(t, x, (x1, x1), noise, gamma, self)
 
     def prepare(self, *xs: Tensor, cond: object = None) -> GeometricBrownian:
         """Refuse data that are not positive, and noise that takes them past what their dtype holds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,26 @@ from genflow.checks import between, one_of
 from genflow.interpolant.geometric import GeometricBrownian, Law
 from genflow.process.noise import Epsilon, amount, check_epsilon, check_values
 from genflow.process.positive import PositiveProcess, log_size
-from genflow.tensors import as_shape, check_positive, expand, path_time
+from genflow.tensors import as_shape, batch_time, check_positive, expand, path_time
 
 PREDICTS = ("noise", "hyvarinen")
 INPUTS = ("log", "raw")
 TAPER = 0.1
 """Below this share of the widest noise a constant epsilon fades, as in ``StochasticInterpolant``."""
+
+
+class Moment(NamedTuple):
+    r"""What depends on the time alone, such that it broadcasts over states: mean of the logarithms,
+    :math:`1/\sqrt{V + v}` and :math:`\sqrt V` where the field is asked; and at the time itself
+    :math:`\sigma^2/2 - \mu`, :math:`\sigma^2/2`, epsilon and :math:`\sqrt{2\epsilon}`."""
+
+    shift: Tensor
+    scale: Tensor
+    width: Tensor
+    rate: Tensor
+    half: Tensor
+    epsilon: Tensor
+    noise: Tensor
 
 
 class ReversedGeometric(PositiveProcess):
@@ -130,12 +145,13 @@ class ReversedGeometric(PositiveProcess):
 
     def forward(self, t: Tensor, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """What a loss fits: noise (or Hyvarinen score) at times ``t (B,)``, places ``x (B, *d)``."""
-        t = path_time(t, x)
-        return self._predict(t, log_size(x), cond, self._law(t, x))
+        t = batch_time(t, x)  # losses have looked at their times
+        y = x.clamp_min(torch.finfo(x.dtype).tiny).log()
+        return self._predict(t, y, cond, *self._place(expand(t, x)))
 
     def noise(self, t: Tensor, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Mean of the noise given the place, ``(B, *d)``."""
-        return -(1 + self.hyvarinen(t, x, cond)) * self._width(self._close(path_time(t, x), x))
+        return self.known(t, x, cond)["noise"]
 
     def hyvarinen(self, t: Tensor, x: Tensor, cond: Tensor | None = None) -> Tensor:
         r"""Hyvarinen score :math:`h = x \odot \nabla\log p_t(x)`, ``(B, *d)``."""
@@ -147,31 +163,33 @@ class ReversedGeometric(PositiveProcess):
 
     def denoised(self, t: Tensor, x: Tensor, cond: Tensor | None = None) -> Tensor:
         r"""Geometric mean of the data given the place, :math:`e^{E[\log X_1|x]}` (Tweedie)."""
-        t = path_time(t, x)
-        y, law = log_size(x), self._law(t, x)
-        return torch.exp(y - law.mean + law.variance * self.log_score(t, y, cond))
+        t, y = path_time(t, x), log_size(x)
+        mean, variance = self.interpolant.gained(expand(t, x))
+        return torch.exp(y - mean + variance * self.log_score(t, y, cond))
 
     def known(self, t: Tensor, x: Tensor, cond: Tensor | None = None) -> dict[str, Tensor]:
         h = self.hyvarinen(t, x, cond)
-        noise = -(1 + h) * self._width(self._close(path_time(t, x), x))
-        return {"noise": noise, "hyvarinen": h, "score": h / x}
+        width = self._moment(expand(path_time(t, x), x)).width
+        return {"noise": -(1 + h) * width, "hyvarinen": h, "score": h / x}
 
-    def log_score(self, t: Tensor, y: Tensor, cond: Tensor | None = None) -> Tensor:
+    def log_score(
+        self, t: Tensor, y: Tensor, cond: Tensor | None = None, at: Moment | None = None
+    ) -> Tensor:
         r"""Score of the logarithms, :math:`\nabla\log q_t(y) = 1 + h(t, e^y)`, ``(B, *d)``."""
-        law = self._close(t, y)
-        found = self._predict(t.clamp_max(1 - self.closest), y, cond, law)
-        return 1 + found if self.predicts == "hyvarinen" else -found / self._width(law)
+        at = self._moment(expand(t, y)) if at is None else at
+        found = self._predict(t.clamp_max(1 - self.closest), y, cond, *at[:3])
+        return 1 + found if self.predicts == "hyvarinen" else found / -at.width
 
-    def _predict(self, t: Tensor, y: Tensor, cond: Tensor | None, law: Law) -> Tensor:
+    def _predict(
+        self, t: Tensor, y: Tensor, cond: Tensor | None, shift: Tensor, scale: Tensor, width: Tensor
+    ) -> Tensor:
         if self.inputs == "raw":
             return self._ask(t, y.exp(), cond)
-        total = law.variance + self.var
-        n = (y - law.mean - self.mean) * total.rsqrt()
+        n = (y - shift) * scale
         out = self._ask(t, n, cond)
         if not self.skip:
             return out
-        width = self._width(law)
-        noise = total.rsqrt() * (width * n + self.var.sqrt() * out)
+        noise = torch.addcmul(width * n, self.var.sqrt(), out) * scale
         return noise if self.predicts == "noise" else -1 - noise / width
 
     def _ask(self, t: Tensor, x: Tensor, cond: Tensor | None) -> Tensor:
@@ -184,14 +202,22 @@ class ReversedGeometric(PositiveProcess):
             )
         return found
 
-    def _law(self, t: Tensor, x: Tensor) -> Law:
-        return Law(*(expand(v, x) for v in self.interpolant.law(t)))
+    def _place(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, variance = self.interpolant.gained(t)
+        width = variance.clamp_min(torch.finfo(t.dtype).tiny).sqrt()
+        return mean + self.mean, (variance + self.var).rsqrt(), width
 
-    def _close(self, t: Tensor, x: Tensor) -> Law:
-        return self._law(t.clamp_max(1 - self.closest), x)
+    def _moment(self, t: Tensor) -> Moment:
+        """At times that broadcast over states."""
+        law = self.interpolant.law(t)
+        half = law.squared / 2
+        place = self._place(t.clamp_max(1 - self.closest))
+        epsilon = self._amount(t, law)
+        return Moment(*place, half - law.mu, half, epsilon, (2 * epsilon).sqrt())
 
-    def _width(self, law: Law) -> Tensor:
-        return law.variance.clamp_min(torch.finfo(law.variance.dtype).tiny).sqrt()
+    def look_ahead(self, times: Tensor) -> list[Moment]:
+        found = self._moment(times.reshape(-1, *[1] * self.mean.ndim))
+        return [Moment(*row) for row in zip(*(v.unbind() for v in torch.broadcast_tensors(*found)))]
 
     def _amount(self, t: Tensor, law: Law) -> Tensor:
         if self.epsilon is None:
@@ -199,28 +225,30 @@ class ReversedGeometric(PositiveProcess):
         width = law.variance.clamp_min(0).sqrt()
         if self.epsilon == 0:
             return torch.zeros_like(width)
-        return amount(self.epsilon, expand(t, width), width, self._taper)[0]
+        return amount(self.epsilon, t, width, self._taper)[0]
 
-    def log_drift(self, t: Tensor, y: Tensor, cond: Tensor | None = None) -> Tensor:
-        law, score = self._law(t, y), self.log_score(t, y, cond)
-        return law.squared / 2 - law.mu + (law.squared / 2 + self._amount(t, law)) * score
+    def log_drift(
+        self, t: Tensor, y: Tensor, cond: Tensor | None = None, at: Moment | None = None
+    ) -> Tensor:
+        at = self._moment(expand(t, y)) if at is None else at
+        return torch.addcmul(at.rate, at.half + at.epsilon, self.log_score(t, y, cond, at))
 
-    def log_backward_drift(self, t: Tensor, y: Tensor, cond: Tensor | None = None) -> Tensor:
-        law = self._law(t, y)
-        shift = law.squared / 2 - law.mu
+    def log_backward_drift(
+        self, t: Tensor, y: Tensor, cond: Tensor | None = None, at: Moment | None = None
+    ) -> Tensor:
+        at = self._moment(expand(t, y)) if at is None else at
         if self.epsilon is None:  # the motion itself, which needs no field
-            return shift.expand_as(y)
-        score = self.log_score(t, y, cond)
-        return shift + (law.squared / 2 - self._amount(t, law)) * score
+            return at.rate.expand_as(y)
+        return at.rate + (at.half - at.epsilon) * self.log_score(t, y, cond, at)
 
-    def log_width(self, t: Tensor, y: Tensor) -> Tensor:
-        return (2 * self._amount(t, self._law(t, y))).sqrt()
+    def log_width(self, t: Tensor, y: Tensor, at: Moment | None = None) -> Tensor:
+        at = self._moment(expand(t, y)) if at is None else at
+        return at.noise
 
     def log_density_terms(
         self, t: Tensor, y: Tensor, cond: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        law, score = self._law(t, y), self.log_score(t, y, cond)
-        epsilon = self._amount(t, law)
-        velocity = law.squared / 2 - law.mu + law.squared / 2 * score
-        pull = epsilon * score
+        at = self._moment(expand(t, y))
+        score = self.log_score(t, y, cond, at)
+        velocity, pull = at.rate + at.half * score, at.epsilon * score
         return velocity + pull, velocity - pull, pull * score

@@ -8,6 +8,7 @@ large, leaves the positive numbers.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class PositiveProcess(Process):
 
     @abstractmethod
     def log_drift(self, t: Tensor, y: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Drift of the logarithms."""
+        """Drift of the logarithms. Where a process looks ahead, these three take the row as ``at=``."""
 
     def log_backward_drift(self, t: Tensor, y: Tensor, cond: Tensor | None = None) -> Tensor:
         """Drift of the logarithms on the way from stop to start."""
@@ -31,18 +32,25 @@ class PositiveProcess(Process):
     def log_width(self, t: Tensor, y: Tensor) -> Tensor:
         """Diffusion coefficient of the logarithms, broadcast over ``y``."""
 
-    def drift(self, t: Tensor, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    def drift(self, t: Tensor, x: Tensor, cond: Tensor | None = None, at: Any = None) -> Tensor:
         """Ito drift of the states themselves; of states that have lost their sign, in absolute
         value."""
         y = log_size(x)
-        return x * (self.log_drift(t, y, cond) + self.log_width(t, y).square() / 2)
+        return x * (
+            self.log_drift(t, y, cond, **_row(at)) + self.log_width(t, y, **_row(at)).square() / 2
+        )
 
-    def backward_drift(self, t: Tensor, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    def backward_drift(
+        self, t: Tensor, x: Tensor, cond: Tensor | None = None, at: Any = None
+    ) -> Tensor:
         y = log_size(x)
-        return x * (self.log_backward_drift(t, y, cond) - self.log_width(t, y).square() / 2)
+        return x * (
+            self.log_backward_drift(t, y, cond, **_row(at))
+            - self.log_width(t, y, **_row(at)).square() / 2
+        )
 
-    def diffusion(self, t: Tensor, x: Tensor, dw: Tensor) -> Tensor:
-        return x * self.log_width(t, log_size(x)) * dw
+    def diffusion(self, t: Tensor, x: Tensor, dw: Tensor, at: Any = None) -> Tensor:
+        return x * self.log_width(t, log_size(x), **_row(at)) * dw
 
     def chart(self) -> Chart:
         return Chart(Logarithm(self), self._log, torch.exp, lambda x: -sum_event(x.log()))
@@ -68,20 +76,29 @@ class Logarithm(Process):
     def reversible(self) -> bool:
         return self.process.reversible
 
-    def drift(self, t: Tensor, y: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.process.log_drift(t, y, cond)
+    def look_ahead(self, times: Tensor) -> list[Any] | None:
+        return self.process.look_ahead(times)
 
-    def backward_drift(self, t: Tensor, y: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self.process.log_backward_drift(t, y, cond)
+    def drift(self, t: Tensor, y: Tensor, cond: Tensor | None = None, at: Any = None) -> Tensor:
+        return self.process.log_drift(t, y, cond, **_row(at))
 
-    def diffusion(self, t: Tensor, y: Tensor, dw: Tensor) -> Tensor:
-        return self.process.log_width(t, y) * dw
+    def backward_drift(
+        self, t: Tensor, y: Tensor, cond: Tensor | None = None, at: Any = None
+    ) -> Tensor:
+        return self.process.log_backward_drift(t, y, cond, **_row(at))
+
+    def diffusion(self, t: Tensor, y: Tensor, dw: Tensor, at: Any = None) -> Tensor:
+        return self.process.log_width(t, y, **_row(at)) * dw
 
     def density_terms(
         self, t: Tensor, y: Tensor, cond: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As of a stochastic interpolant, for the density of the logarithms."""
         return self.process.log_density_terms(t, y, cond)
+
+
+def _row(at: Any) -> dict[str, Any]:
+    return {} if at is None else {"at": at}
 
 
 def log_size(x: Tensor) -> Tensor:

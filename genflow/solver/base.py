@@ -56,6 +56,10 @@ class Field:
         if rows is not None:
             self._ahead = {t: {"at": row} for t, row in zip(times, rows)}
 
+    def at(self, t: float) -> object | None:
+        """What the process has computed ahead for this time, if it has."""
+        return self._ahead.get(t, {}).get("at")
+
     def drift(self, t: float | Tensor, x: Tensor) -> Tensor:
         self.calls += 1
         return self._drift(self._rows(t, x), x, self.cond, **self._ahead.get(t, {}))

@@ -101,7 +101,7 @@ class DaleLangevin(Stepper):
         if t < s and field.stochastic:  # the motion itself, which needs no field
             return y + (m1 - m0) + (-gone) ** 0.5 * randn_like(y, generator)
         field.calls += 1
-        score = motion.log_score(Field._rows(s, y), y, field.cond)
+        score = motion.log_score(Field._rows(s, y), y, field.cond, field.at(s))
         ancestral = self.increments == "ancestral"
         if not field.stochastic:
             near = torch.tensor(1 - motion.closest, dtype=torch.float64)  # where the field was asked
