@@ -92,7 +92,7 @@ class ExplicitScoreMatching(_HyvarinenMatching):
         interpolant: the motion.
         time: where on it to look.
         weighted: with :math:`V(t)`, or without.
-        law: of the data.
+        law: of the data as the learner sees them, after the transform.
     """
 
     law: LogNormalMixture | None = None
