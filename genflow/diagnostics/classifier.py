@@ -167,7 +167,8 @@ def _check(x: Tensor, labels: Tensor) -> None:
 def _fast_bfloat16(device: torch.device) -> bool:
     """Whether half the digits double the speed; elsewhere they would cost it."""
     if device.type == "cpu":
-        return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # which older versions lack
+        return bool(known.get("avx512_bf16"))
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
