@@ -181,3 +181,15 @@ def test_tilted_images_are_those_of_mass():
     shown = np.asarray(figure.axes[3].images[0].get_array())
     assert shown[:2, :2].max() == shown[3:, 3:].max() == 0
     assert np.asarray(figure.axes[2].images[0].get_array())[:2, :2].min() == 1
+
+
+@pytest.mark.parametrize(
+    ("decades", "shift", "logarithmic"), [(4.0, 0.0, True), (1.0, 0.0, False), (4.0, -1.0, False)]
+)
+def test_positive_points_that_span_decades_have_logarithmic_axes(decades, shift, logarithmic):
+    spread = 10 ** (decades * torch.linspace(-0.5, 0.5, 200)[:, None].expand(-1, 2)) + shift
+    figure = plot.flow(spread, spread, spread, spread.expand(3, -1, -1))
+    for axis in figure.axes:
+        assert axis.get_xscale() == axis.get_yscale() == ("log" if logarithmic else "linear")
+        low, high = axis.get_xlim()
+        assert low < float(spread.median()) < high
