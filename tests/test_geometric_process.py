@@ -223,7 +223,7 @@ POINTS = torch.cartesian_prod(*[torch.tensor([0.2, 0.6, 1.5, 3.5], dtype=torch.f
 
 
 @pytest.mark.parametrize("name", list(zip(["constant", "geometric", "own", "constant"], DRIFTS)))
-@pytest.mark.parametrize("epsilon", EPSILONS, ids=str)
+@pytest.mark.parametrize("epsilon", EPSILONS, ids=lambda v: "function" if callable(v) else str(v))
 def test_fokker_planck(name, epsilon):
     # tolerance 1e-5; every wrong coefficient is off by a number of order one
     clock = motion(*name)[1]
