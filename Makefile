@@ -39,6 +39,8 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.likelihood
 	$(BIN)/python -m benchmarks.sliced time
+	$(BIN)/python -m benchmarks.multiplicative step
+	$(BIN)/python -m benchmarks.unet
 
 clean:
 	rm -rf .venv runs dist
