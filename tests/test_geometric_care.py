@@ -1,6 +1,5 @@
 """Multiplicative diffusion where it is easily held wrong: each of these was silent or unclear once."""
 
-
 import pytest
 import torch
 
