@@ -1,19 +1,23 @@
 """Multiplicative diffusion where it is easily held wrong: each of these was silent or unclear once."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from scipy.stats import kstest, norm
 
 import genflow
-from genflow.data import Simulated
+from genflow.data import Batch, Simulated
 from genflow.interpolant import ConstantVolatility, GeometricBrownian, GeometricVolatility
 from genflow.loss import ImplicitScoreMatching, Matching
 from genflow.model import Generator
 from genflow.network import MLP
 from genflow.process import SDE, GeometricLangevin, ReversedGeometric
+from genflow.seeds import stream
 from genflow.solver import AmbientEuler, DaleLangevin, Euler, Heun
 from genflow.source import Box, Gaussian, LogNormal, LogNormalMixture
 from genflow.target import Noise, Velocity
-from genflow.training import Training
+from genflow.training import Figures, Training
 from genflow.training.datamodule import check_prior
 from genflow.training.report import _coordinates
 from genflow.transform import Positive
@@ -172,3 +176,40 @@ def test_dynamics_of_a_given_density_say_why_they_have_none():
     model = Generator(LAW, GeometricLangevin(LAW), Euler(2))
     with pytest.raises(NotImplementedError, match="GeometricLangevin has noise"):
         model.log_prob(torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_ks_in_the_report_is_scipys_on_either_side(sign, monkeypatch):
+    monkeypatch.setattr("genflow.training.report.COORDINATES", 300)
+    model = Generator(LogNormal(2, PATH), reversed_(), DaleLangevin(5))
+    made = LogNormalMixture([[sign, 2 * sign]], [1.0])  # samples lie above, or below, most of the law
+    model.prepare(LAW.sample(50), LAW.sample(50))
+    training = Training(model, Matching(PATH, target=Noise()), seed=3)
+    found = _coordinates(training, SimpleNamespace(data=Simulated(LAW, made)))["ks"]
+    x = model.sample(300, generator=stream(3, "coordinates")).double()
+    marginals = zip(x.mT, ([sign, 1.0], [2 * sign, 1.0]))
+    want = [kstest(v.log().numpy(), norm(*law).cdf).statistic for v, law in marginals]
+    assert found == pytest.approx(want, abs=1e-6)
+
+
+def test_figures_start_at_the_fitted_prior_not_at_that_of_the_batch(monkeypatch):
+    seen = {}
+    monkeypatch.setattr("genflow.plot.flow", lambda start, *rest: seen.update(start=start))
+    far = LogNormalMixture([[8.0, 8.0]], [0.01])
+    model = Generator(LogNormal(2, PATH), reversed_(), DaleLangevin(3))
+    model.prepare(far.sample(100), far.sample(100))
+    training = Training(model, Matching(PATH, target=Noise()))
+    batch = Batch((LogNormal(2, PATH).sample(200), far.sample(200)))  # what unfitted data yield
+    rows = SimpleNamespace(rows=lambda split, n: batch)
+    Figures(n=200).draw(SimpleNamespace(datamodule=rows), training, "")
+    assert float(seen["start"].log().mean()) == pytest.approx(8.0, abs=0.6)  # standard error 0.13
+
+
+def test_the_first_deterministic_step_away_from_data_moves():
+    process = reversed_().with_epsilon(0.0).double()
+    process.prepare(LAW.sample(50).double())
+    x = LAW.sample(20).double()
+    moved = DaleLangevin(1, "ancestral").solve(process, x, [1.0, 0.5]).x
+    noise = process.noise(1.0, x).detach()  # as the field sees it closest to the data
+    width = PATH.law(torch.tensor(0.5, dtype=torch.float64)).variance.sqrt()
+    torch.testing.assert_close(moved, x * torch.exp(width * noise))
