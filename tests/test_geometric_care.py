@@ -18,8 +18,8 @@ from genflow.solver import AmbientEuler, DaleLangevin, Euler, Heun
 from genflow.source import Box, Gaussian, LogNormal, LogNormalMixture
 from genflow.target import Noise, Velocity
 from genflow.training import Figures, Training
+from genflow.training.coordinates import coordinates
 from genflow.training.datamodule import check_prior
-from genflow.training.report import _coordinates
 from genflow.transform import Positive
 
 PATH = GeometricBrownian()
@@ -139,7 +139,7 @@ class Modules:
 def test_coordinates_of_a_conditional_model_are_those_of_the_whole_law(generator):
     x = LAW.sample(64, generator)
     model = Generator(LogNormal(2, PATH), reversed_(classes=2), DaleLangevin(3)).prepare(x, x)
-    found = _coordinates(Training(model, Matching(PATH, target=Noise())), Modules)
+    found = coordinates(Training(model, Matching(PATH, target=Noise())), Modules)
     assert len(found["ks"]) == 2 and found["nonpositive"] == 0
 
 
@@ -180,12 +180,12 @@ def test_dynamics_of_a_given_density_say_why_they_have_none():
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_ks_in_the_report_is_scipys_on_either_side(sign, monkeypatch):
-    monkeypatch.setattr("genflow.training.report.COORDINATES", 300)
+    monkeypatch.setattr("genflow.training.coordinates.COORDINATES", 300)
     model = Generator(LogNormal(2, PATH), reversed_(), DaleLangevin(5))
     made = LogNormalMixture([[sign, 2 * sign]], [1.0])  # samples lie above, or below, most of the law
     model.prepare(LAW.sample(50), LAW.sample(50))
     training = Training(model, Matching(PATH, target=Noise()), seed=3)
-    found = _coordinates(training, SimpleNamespace(data=Simulated(LAW, made)))["ks"]
+    found = coordinates(training, SimpleNamespace(data=Simulated(LAW, made)))["ks"]
     x = model.sample(300, generator=stream(3, "coordinates")).double()
     marginals = zip(x.mT, ([sign, 1.0], [2 * sign, 1.0]))
     want = [kstest(v.log().numpy(), norm(*law).cdf).statistic for v, law in marginals]

@@ -41,8 +41,9 @@ class ReversedGeometric(PositiveProcess):
     With the Hyvarinen score :math:`h = x \odot \nabla\log p_t(x)` the states follow
     :math:`dX = X \odot [-\mu + 2\sigma^2 + \sigma^2 h]dt + \sigma X \odot dW` and their logarithms
     :math:`dY = [-\mu + \frac32\sigma^2 + \sigma^2 h]dt + \sigma dW`, both Ito. Solvers step the
-    logarithms: ``Euler`` is the sign-preserving exponential ("Dale-Langevin") update, ``Heun`` at
-    ``epsilon`` 0 the probability-flow ODE at order two; ``AmbientEuler`` alone steps the states.
+    logarithms: ``DaleLangevin`` by the sign-preserving exponential update, ``Euler`` likewise with the
+    noise of the middle of a step, ``Heun`` at ``epsilon`` 0 by the probability-flow ODE at order two;
+    ``AmbientEuler`` alone steps the states.
 
     Called, it is what a loss fits: the mean of the noise given the place. The field sees standardised
     logarithms, :math:`n = (\log x - m - M)/\sqrt{V + v}` with the mean ``m`` and variance ``v`` of

@@ -33,6 +33,12 @@ def _motion(solver: object, process: object) -> PositiveProcess:
     return motion
 
 
+def _left(field: Field, s: float, t: float, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Euler-Maruyama with the noise, too, as it is where the step begins."""
+    moved = torch.add(x, field.drift(s, x), alpha=t - s)
+    return moved + field.noise(s, x, t - s, generator) if field.stochastic else moved
+
+
 @dataclass(frozen=True)
 class DaleLangevin(Stepper):
     r"""The sign-preserving exponential update of multiplicative diffusion (Shetty et al. 2025): over a
@@ -87,8 +93,7 @@ class DaleLangevin(Stepper):
             field.calls += inside.calls
             return chart.back(y)
         if self.increments == "left":
-            moved = torch.add(x, field.drift(s, x), alpha=t - s)
-            return moved + field.noise(s, x, t - s, generator) if field.stochastic else moved
+            return _left(field, s, t, x, generator)
         return self._law_step(field, s, t, x, generator)
 
     def _law_step(
@@ -148,8 +153,7 @@ class AmbientEuler(Stepper):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         field = Field.of(process)
-        moved = torch.add(x, field.drift(s, x), alpha=t - s)
-        moved = moved + field.noise(s, x, t - s, generator) if field.stochastic else moved
+        moved = _left(field, s, t, x, generator)
         lost = moved <= 0
         field.lost = lost if field.lost is None else field.lost | lost
         return moved

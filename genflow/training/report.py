@@ -16,20 +16,18 @@ from torch import Tensor
 
 from genflow.checks import count
 from genflow.data import Batch
-from genflow.data.base import WithLabels
 from genflow.diagnostics import class_accuracy, energy_excess, path_report
 from genflow.distance import BuresWasserstein, Wasserstein
 from genflow.model.likelihood import EXACT, Likelihood
 from genflow.seeds import stream
 from genflow.solver import Euler
 from genflow.specs import spec
+from genflow.training.coordinates import coordinates
 from genflow.training.datamodule import needs_rows
 from genflow.training.heldout import HeldOut, heldout_distances
 from genflow.training.module import Training
 from genflow.training.table import table
 
-COORDINATES = 10_000
-"""Samples whose coordinates are compared with known laws one by one."""
 LIKELIHOODS = 500
 """Test rows whose density is computed."""
 PACKAGES = ("torch", "lightning", "hydra-core", "pot", "torchdiffeq")
@@ -130,7 +128,7 @@ class Report(L.Callback):
         train = data.rows("train", self.n).to(device)
         numbers = _distances(pl_module, test, train)
         numbers |= _paths(pl_module, test) if self.paths else {}
-        numbers |= _coordinates(pl_module, data)
+        numbers |= coordinates(pl_module, data)
         # ess of a batch depends on its size: take the training's own
         size = getattr(data, "batch_size", None) or self.n
         batch = data.rows("train", size).to(device)
@@ -261,32 +259,6 @@ def _paths(training: Training, test: Batch) -> dict[str, Any]:
         "bures_pair": float(BuresWasserstein()(xs[0], xs[-1])),
         "path_energy_excess": None if noisy or pair == 0 else energy_excess(found.energy, pair),
     }
-
-
-def _coordinates(training: Training, data: Any) -> dict[str, Any]:
-    """Of a process on positive numbers the share of coordinates that are not, at the end or, as its
-    solver tells, after some step; and of each coordinate the distance of Kolmogorov and Smirnov to the
-    law of the data, where its distribution functions are known."""
-    model = training.model
-    if not _follows(model) or model.process.chart() is None:
-        return {}
-    law = data.data.marginals("test")[-1] if hasattr(data, "data") else None
-    labelled, law = isinstance(law, WithLabels), getattr(law, "source", law)
-    if not hasattr(law, "cdf"):
-        return {}
-    draw, cond = stream(training.seed, "coordinates", device=training.device), None
-    if labelled:  # in the shares of the law
-        cond = law.sample_labelled(COORDINATES, stream(training.seed, "coordinates", "labels"))[1]
-    solution = model.solve(COORDINATES, cond=cond, generator=draw)
-    x = solution.x
-    share = law.cdf(x.flatten(1)).sort(0).values
-    above = torch.arange(1, len(x) + 1, device=x.device)[:, None] / len(x)
-    ks = torch.maximum(above - share, share - above + 1 / len(x)).amax(0)
-    inside = x if model.transform is None else model.transform(x)
-    lost = (
-        float((inside <= 0).double().mean()) if solution.nonpositive is None else solution.nonpositive
-    )
-    return {"ks": ks.tolist(), "nonpositive": lost}
 
 
 @torch.no_grad()
